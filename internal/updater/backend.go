@@ -1,0 +1,154 @@
+package updater
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+)
+
+// Errors that backends return and the driver tells apart. They come wrapped.
+var (
+	// ErrSame: the digest differs, the image for this platform does not.
+	ErrSame = errors.New("the image for this platform is the same")
+	// ErrSuperseded: the workload is now neither what was nor what we made.
+	ErrSuperseded = errors.New("somebody else changed the workload")
+)
+
+// Backend is a place where workloads run. Every method may be called at any
+// time, by several goroutines for different units, and again with the same
+// Change after a crash, even if the first call was broken off half-way: each
+// is idempotent. An error that is neither a *Refusal, a *Fault, ErrSame nor
+// ErrSuperseded means that the backend could not be asked or did not do it;
+// calling again later is right. All block until done or ctx ends.
+//
+// internal/backendtest holds every implementation to this contract.
+type Backend interface {
+	// Name is the backend's name in the configuration, the first segment of
+	// its workloads' ids.
+	Name() string
+
+	// Workloads lists what runs here, watched or not, sorted by id, leaving
+	// out what updaterd itself made for a change under way. A workload
+	// that is in the middle of a change may be absent.
+	Workloads(ctx context.Context) ([]Workload, error)
+
+	// Plan widens a wish to all that must move together and fills in Origin and
+	// Healthy. It only reads, and not from the journal. A *Refusal says what
+	// cannot be done faithfully.
+	Plan(ctx context.Context, c *Change) error
+
+	// Prepare disturbs nothing that runs: it pulls by digest, verifies, and
+	// creates what can be created beforehand. report is called with what it
+	// does, often, and never after Prepare has returned. ErrSame: nothing to
+	// do. A *Refusal: it cannot be done after all.
+	Prepare(ctx context.Context, c Change, report func(Progress)) error
+
+	// Apply puts the new image to work and returns when that is accepted, not
+	// when it is healthy. ErrSuperseded: somebody else changed the workload
+	// since Plan; nothing of theirs was touched. A *Fault with verdict Bad: the
+	// image cannot start, and it is the image's fault.
+	Apply(ctx context.Context, c Change) (Applied, error)
+
+	// Observe looks once at one side of the change and waits for nothing (a
+	// probe is given at most 5 s). A side that is gone is Observation.Gone, not
+	// an error; an error means that the backend could not be asked.
+	Observe(ctx context.Context, c Change, s Side) (Observation, error)
+
+	// Exec runs a hook in one side's container and waits for its end, at most
+	// its timeout. A command that ran and failed is a Result, not an error.
+	Exec(ctx context.Context, c Change, s Side, h Hook) (Result, error)
+
+	// Commit drops what Restore would need.
+	Commit(ctx context.Context, c Change) error
+
+	// Restore goes back, from every phase: what was there is there again
+	// and started, and nothing that the change made is left. After Commit it
+	// leaves the new side alone. It returns when the old side has been
+	// started, not when it is healthy. ErrSuperseded: somebody else's workload
+	// stands there now; what the change made is gone.
+	Restore(ctx context.Context, c Change) (Restoration, error)
+
+	// Traces finds, from what changes leave on the backend itself, those that
+	// are not among known (change ids) and were broken off: changes whose
+	// record was lost. Each comes with the phase from which it is safe to go
+	// on. A live change of another updaterd is not among them.
+	Traces(ctx context.Context, known map[string]bool) ([]Change, error)
+}
+
+// Applied is what Apply did.
+type Applied struct {
+	Mark json.RawMessage // the backend's own; kept in Change.Mark
+	Gap  time.Duration   // from stop request to start response; 0 when unknown
+}
+
+// Restoration is what Restore did.
+type Restoration struct {
+	// Copy: the original had been removed by somebody, and this is a copy made
+	// from its record.
+	Copy bool
+	// Kept: there was no way back (original and record gone): the new side
+	// stays, said loudly.
+	Kept bool
+}
+
+// Progress is what a Prepare is busy with.
+type Progress struct {
+	Step  string // "pulling", "creating", ...
+	Done  int64  // bytes
+	Total int64  // bytes; 0 when unknown
+}
+
+// Result is how a command ended.
+type Result struct {
+	ExitCode int
+	Output   string // the last 4 KiB
+	TimedOut bool
+}
+
+// Observation is one look at one side of a change.
+type Observation struct {
+	// Gone: this side does not exist (any more).
+	Gone bool
+	// Undone: the side exists, but a Restore of it had already begun; only
+	// Restore may touch it now.
+	Undone bool
+	// Running: its process runs now, and is not being restarted.
+	Running bool
+	// Restarting: the engine is about to start it again after an exit.
+	Restarting bool
+	Paused     bool
+	ExitCode   int
+	OOMKilled  bool
+	// Restarts counts the engine's own restarts since Apply (or Restore) started it.
+	Restarts int
+	// Started is when the process that runs now started, by the backend's
+	// clock: compared only with itself.
+	Started time.Time
+	// Health is the engine's own verdict.
+	Health EngineHealth
+	// HealthLog is the output of the last failed health check.
+	HealthLog string
+	// Probe is why the configured probe fails; "" when it passes or there is none.
+	Probe string
+	// Fault, when set, is an error of the engine about this side (for instance
+	// State.Error), and Blame whom it speaks against.
+	Fault string
+	Blame Verdict
+	// Timeout is the backend's own value for health.timeout of this side.
+	Timeout time.Duration
+	// Logs are the last lines it wrote, at most 4 KiB; filled in when
+	// it is not well.
+	Logs string
+}
+
+// EngineHealth is an engine's own verdict on a container.
+type EngineHealth string
+
+// The engine's verdicts.
+const (
+	HealthNone      EngineHealth = "" // it has no check
+	HealthStarting  EngineHealth = "starting"
+	HealthHealthy   EngineHealth = "healthy"
+	HealthUnhealthy EngineHealth = "unhealthy"
+)

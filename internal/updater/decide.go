@@ -1,0 +1,193 @@
+package updater
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Decision says what is to become of one workload in one pass, and why.
+type Decision struct {
+	Update bool
+	// Candidate is what the policy names, whenever one was found, whatever the
+	// decision.
+	Candidate *Image
+	Reason    Reason
+	// Detail is the reason in a sentence.
+	Detail string
+	// Until is when the reason will pass by itself; zero if it will not, or
+	// nobody knows.
+	Until time.Time
+}
+
+// decide is pure: everything it goes by is handed in. A change of the same
+// unit that is under way is the caller's to see.
+func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision {
+	d := Decision{Candidate: f.candidate}
+	say := func(r Reason, until time.Time, format string, args ...any) Decision {
+		d.Reason, d.Until, d.Detail = r, until, fmt.Sprintf(format, args...)
+		return d
+	}
+	if f.refusal != nil {
+		return say(f.refusal.Reason, time.Time{}, "%s", f.refusal.Detail)
+	}
+	c := *f.candidate
+	if w.Runs.Is(c) {
+		switch {
+		case c.Ref != w.Image && !slices.Contains(w.Runs.Digests, c.Digest):
+			return say(UpToDate, time.Time{}, "%s is the same image for %s", c.Ref, w.Runs.Platform)
+		case c.Ref != w.Image:
+			return say(UpToDate, time.Time{}, "%s is the same image under another tag", c.Ref)
+		}
+		return say(UpToDate, time.Time{}, "it runs what %s stands for", c.Ref)
+	}
+	if w.Skip != nil {
+		return say(w.Skip.Reason, time.Time{}, "%s", w.Skip.Detail)
+	}
+	switch {
+	case s.Mode == ModeHold:
+		return say(Held, time.Time{}, "its mode is hold")
+	case m.Hold != nil:
+		return say(Held, time.Time{}, "held since %s%s", stamp(m.Hold.At), colon(m.Hold.Why))
+	case s.Mode == ModeMonitor:
+		return say(Monitor, time.Time{}, "%s is there; its mode is monitor, so it is not touched", c.Ref)
+	}
+	if r := m.rejection(c); r != nil {
+		return say(r.Reason, time.Time{}, "%s since %s: %s; lift it with: updaterd forget %s", r.Reason, stamp(r.At), r.Why, w.ID)
+	}
+	if r := m.Retry; r != nil && r.Digest == c.Digest && now.Before(r.After) {
+		return say(Surroundings, r.After, "attempt %d failed, the image is not to blame: %s; tried again after %s",
+			r.Attempts, r.Why, stamp(r.After))
+	}
+	seen, ok := m.Seen[c.Digest]
+	if !ok {
+		seen = now
+	}
+	if ripe := seen.Add(s.MinAge); now.Before(ripe) {
+		return say(TooYoung, ripe, "first seen %s, must be %s old: at %s", stamp(seen), s.MinAge, stamp(ripe))
+	}
+	if _, ok := m.Approved[c.Digest]; s.Mode == ModeApprove && !ok {
+		return say(NeedsApproval, time.Time{}, "its mode is approve, and nobody has approved %s", c.Digest)
+	}
+	if !s.Window.Open(now) {
+		next := s.Window.Next(now)
+		return say(OutsideWindow, next, "its window is %s; it opens at %s", s.Window, stamp(next))
+	}
+	d.Update = true
+	if f.detail != "" {
+		return say(Update, time.Time{}, "%s", f.detail)
+	}
+	return say(Update, time.Time{}, "%s now stands for %s", c.Ref, c.Digest)
+}
+
+func stamp(t time.Time) string { return t.Format(time.RFC3339) }
+
+// rejection finds the rejection that speaks against an image: the same
+// digest, or another index around the same image for this platform.
+func (m Record) rejection(c Image) *Rejection {
+	for i, r := range m.Rejected {
+		if r.Digest == c.Digest || r.Manifest != "" && r.Manifest == c.Manifest {
+			return &m.Rejected[i]
+		}
+	}
+	return nil
+}
+
+// seenKept bounds how many first sights are kept: a tag that flaps between a
+// few digests keeps the age of each.
+const seenKept = 20
+
+// notice is what a pass learns of a workload by looking: nil when nothing new.
+// It is pure; the edit it returns is applied to the record in the journal, or
+// by a pass that must not write (check) to its own copy.
+func notice(w Workload, f finding, m Record, now time.Time) func(*Record) {
+	var edits []func(*Record)
+	if f.candidate != nil && f.refusal == nil && !w.Runs.Is(*f.candidate) {
+		if digest := f.candidate.Digest; m.Seen[digest].IsZero() {
+			edits = append(edits, func(m *Record) { m.see(digest, now) })
+		}
+	}
+	if f.tags > 0 {
+		if next := m.Tags.next(f.repository, f.tags, now); next != nil && (m.Tags == nil || *next != *m.Tags) {
+			edits = append(edits, func(m *Record) { m.Tags = next })
+		}
+	}
+	if movedOff(w, m) {
+		edits = append(edits, func(m *Record) { m.rollBack(w, now) })
+	}
+	if edits == nil {
+		return nil
+	}
+	return func(m *Record) {
+		for _, edit := range edits {
+			edit(m)
+		}
+	}
+}
+
+// movedOff reports whether somebody moved the workload off the image that
+// updaterd had put there. A person's roll-back must stick.
+func movedOff(w Workload, m Record) bool {
+	known := len(w.Runs.Digests) > 0 || w.Runs.Manifest != "" || w.Runs.Config != ""
+	return m.Committed.Digest != "" && known && !w.Runs.Is(m.Committed)
+}
+
+func (m *Record) rollBack(w Workload, now time.Time) {
+	if !movedOff(w, *m) {
+		return // the record has changed since the look
+	}
+	m.reject(Rejection{Image: m.Committed, Reason: RolledBack, At: now,
+		Why: fmt.Sprintf("somebody moved it off %s, which updaterd had put there", m.Committed.Ref)})
+	m.Committed = Image{}
+}
+
+func (m *Record) see(digest string, now time.Time) {
+	if !m.Seen[digest].IsZero() {
+		return
+	}
+	if m.Seen == nil {
+		m.Seen = map[string]time.Time{}
+	}
+	m.Seen[digest] = now
+	for len(m.Seen) > seenKept {
+		oldest := slices.MinFunc(slices.Collect(maps.Keys(m.Seen)), func(a, b string) int {
+			return m.Seen[a].Compare(m.Seen[b])
+		})
+		delete(m.Seen, oldest)
+	}
+}
+
+func (m *Record) reject(r Rejection) {
+	for i, old := range m.Rejected {
+		if old.Digest == r.Digest {
+			m.Rejected[i] = r
+			return
+		}
+	}
+	m.Rejected = append(m.Rejected, r)
+}
+
+// The back-off after an attempt that failed without the image being to blame.
+const (
+	firstRetry = time.Hour
+	lastRetry  = 24 * time.Hour
+)
+
+// postpone is what to remember after an unclear attempt: tried again after an
+// hour, then doubling up to a day. An attempt whose end is repeated after a
+// crash counts once: there is no second attempt while the pause lasts.
+func (m *Record) postpone(digest, why string, now time.Time) {
+	attempts := 1
+	if m.Retry != nil && m.Retry.Digest == digest {
+		if now.Before(m.Retry.After) {
+			return
+		}
+		attempts = m.Retry.Attempts + 1
+	}
+	wait := lastRetry
+	if attempts <= 5 { // 1, 2, 4, 8, 16 hours
+		wait = firstRetry << (attempts - 1)
+	}
+	m.Retry = &Retry{Digest: digest, Attempts: attempts, After: now.Add(wait), Why: why}
+}

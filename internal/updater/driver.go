@@ -1,0 +1,399 @@
+package updater
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+const (
+	// lookEvery is the pause between two looks of a gate: short against the
+	// shortest useful stable time, long against what a look costs an engine.
+	lookEvery = 500 * time.Millisecond
+	// restoredStable is how long a restored workload must stay up to count as
+	// healthy. Shorter than a change's, for it has proven itself before.
+	restoredStable = 2 * time.Second
+	// The back-off of an effect that the backend did not do.
+	firstPause, lastPause = time.Second, 5 * time.Minute
+	// onceTries bounds those attempts where a person waits for the end: about
+	// a minute. What stays open is gone on with at the next start.
+	onceTries = 7
+)
+
+// driver carries changes of one backend through their phases. It is the only
+// caller of what changes the world.
+type driver struct {
+	backend  Backend
+	journal  Journal
+	notifier Notifier
+	log      *slog.Logger
+	// once: somebody waits, so give up after onceTries instead of never.
+	once bool
+}
+
+// drive takes a change from the phase it is in to its end, and returns it as
+// it then is. A new change and one found in the journal after a crash take the
+// same way; resumed tells the gate that nobody watched in between.
+//
+// lead is what effects run under: it ends when this process may no longer
+// change the backend. stop ends when the process is to end: preparing is then
+// broken off, waiting in a gate stops and is taken up again at the next start,
+// and an effect that has begun is finished. A change that is not over when
+// drive returns stays open in the journal.
+func (d *driver) drive(lead, stop context.Context, c Change, resumed bool) Change {
+	log := d.log.With("workload", c.Unit, "change", c.ID)
+	if resumed {
+		log.Info("change taken up", "phase", c.Phase)
+		if c.Phase == Preparing {
+			// Its window, its age and its candidate were right then. Nothing
+			// was disturbed, so it is cheaper to decide anew than to be sure.
+			c = goBack(c, "", "broken off before anything was stopped")
+		}
+	}
+	for !c.Phase.Final() && lead.Err() == nil {
+		log.Info("change moves on", "phase", c.Phase, "from", from(c), "to", to(c), "verdict", c.Verdict, "reason", c.Why)
+		if err := d.journal.Save(lead, c); err != nil {
+			if c.Phase != Restoring {
+				// Going forward needs the journal.
+				c = goBack(c, Unclear, fmt.Sprintf("the journal cannot be written: %v", err))
+				continue
+			}
+			// Going back never waits for it.
+			log.Error("journal cannot be written, going back all the same", "err", err)
+		}
+		next, ok := d.step(lead, stop, c, resumed, log)
+		if !ok {
+			log.Warn("change left open", "phase", c.Phase)
+			return next
+		}
+		c, resumed = next, false
+	}
+	if c.Phase.Final() {
+		d.finish(lead, c, log)
+	}
+	return c
+}
+
+// step makes the effect of the phase a change is in and returns the change in
+// its next phase; false when it must stay where it is.
+func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *slog.Logger) (Change, bool) {
+	switch c.Phase {
+	case Preparing:
+		return d.prepare(lead, stop, c, log), true
+
+	case Applying:
+		applied, err := d.backend.Apply(lead, c)
+		switch {
+		case errors.Is(err, ErrSuperseded):
+			c.Superseded = true
+			return goBack(c, "", err.Error()), true
+		case err != nil:
+			return goBack(c, blame(err), err.Error()), true
+		}
+		c.Mark, c.Gap, c.Phase = applied.Mark, applied.Gap, Judging
+		return c, true
+
+	case Judging:
+		v, why, o, ok := d.judge(lead, stop, c, NewSide, resumed)
+		if !ok {
+			return c, false
+		}
+		if v == Good {
+			if v, why = d.hook(lead, stop, c, NewSide, c.Settings.PostUpdate, "post-update", Bad); v == "" {
+				return c, false
+			}
+		}
+		if v != Good {
+			c.Logs = o.Logs
+			return goBack(c, v, why), true
+		}
+		c.Verdict, c.Why, c.Phase = Good, "", Committing
+		return c, true
+
+	case Committing:
+		if err := d.remember(lead, c, func(p Part, m *Record) {
+			m.Committed, m.Retry = p.To, nil
+			m.Seen, m.Approved = nil, nil
+		}); err != nil {
+			return goBack(c, Unclear, fmt.Sprintf("the journal cannot be written: %v", err)), true
+		}
+		if !d.insist(lead, stop, log, "commit does not succeed", func() error { return d.backend.Commit(lead, c) }) {
+			return c, false
+		}
+		c.Phase = Committed
+		return c, true
+
+	case Restoring:
+		return d.restore(lead, stop, c, resumed, log)
+	}
+	log.Error("change is in a phase that this version does not know; it is left as it is", "phase", c.Phase)
+	return c, false
+}
+
+// prepare does all that disturbs nothing, and the pre-update hook.
+func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger) Change {
+	ctx, cancel := both(lead, stop)
+	defer cancel()
+	err := d.backend.Prepare(ctx, c, func(p Progress) {
+		log.Debug("preparing", "step", p.Step, "done", p.Done, "total", p.Total)
+	})
+	if err == nil {
+		v, why := d.hook(lead, stop, c, OldSide, c.Settings.PreUpdate, "pre-update", Unclear)
+		switch v {
+		case Good:
+			c.Phase, c.Disturbed = Applying, true
+			return c
+		case Unclear:
+			c.Reason = Surroundings
+			return goBack(c, Unclear, why)
+		}
+	}
+	if ctx.Err() != nil {
+		return goBack(c, "", "broken off before anything was stopped")
+	}
+	if errors.Is(err, ErrSame) {
+		c.Reason = UpToDate
+		return goBack(c, "", err.Error())
+	}
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		c.Reason = r.Reason
+		return goBack(c, Unclear, r.Detail)
+	}
+	c.Reason = Surroundings
+	return goBack(c, blame(err), err.Error())
+}
+
+// restore goes back, checks that what is back is as well as it was, and
+// remembers the verdict.
+func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log *slog.Logger) (Change, bool) {
+	var superseded bool
+	ok := d.insist(lead, stop, log, "restore does not succeed, the workload may be down", func() error {
+		r, err := d.backend.Restore(lead, c)
+		if errors.Is(err, ErrSuperseded) {
+			superseded, c.Why = true, err.Error()
+			return nil
+		}
+		c.Copy = c.Copy || r.Copy
+		if r.Kept {
+			log.Error("no way back is left, the new side stays", "reason", c.Why)
+		}
+		return err
+	})
+	if !ok {
+		return c, false
+	}
+
+	// The memory comes before the end of the change: a crash in between
+	// repeats this phase, and rejecting twice is rejecting once.
+	err := d.remember(lead, c, func(p Part, m *Record) {
+		switch {
+		case c.Verdict == Bad && p.Replace:
+			m.reject(Rejection{Image: p.To, Reason: Rejected, Why: c.Why, At: time.Now()})
+		case c.Verdict == Unclear:
+			m.postpone(p.To.Digest, c.Why, time.Now())
+		}
+	})
+	if err != nil {
+		log.Error("verdict cannot be remembered, the image may be tried again", "err", err)
+	}
+
+	switch {
+	case superseded || c.Superseded:
+		c.Phase = Superseded
+	case !c.Disturbed:
+		c.Phase = Refused
+	case !c.Healthy:
+		c.Phase = Restored // as it was: not healthy
+	default:
+		v, why, o, ok := d.judge(lead, stop, c, OldSide, resumed)
+		switch {
+		case !ok:
+			return c, false
+		case v == Good:
+			c.Phase = Restored
+		default:
+			c.Phase, c.Logs = Failed, o.Logs
+			c.Why = fmt.Sprintf("%s; it is back but not healthy as it had been: %s", c.Why, why)
+		}
+	}
+	return c, true
+}
+
+// finish makes the end of a change durable and tells people. If the journal
+// cannot be written the change stays open there: the next start repeats
+// its last effect, which changes nothing, and ends it.
+func (d *driver) finish(lead context.Context, c Change, log *slog.Logger) {
+	c.Ended = time.Now()
+	pause := firstPause
+	for try := 1; ; try++ {
+		err := d.journal.Save(lead, c)
+		if err == nil {
+			break
+		}
+		if try == 3 || !sleep(lead, pause) {
+			log.Error("end of the change cannot be written to the journal", "err", err)
+			break
+		}
+		pause *= 2
+	}
+	level := slog.LevelInfo
+	switch c.Phase {
+	case Restored, Refused, Superseded:
+		level = slog.LevelWarn
+	case Failed:
+		level = slog.LevelError
+	}
+	log.Log(lead, level, "change is over", "phase", c.Phase, "from", from(c), "to", to(c),
+		"verdict", c.Verdict, "reason", c.Why, "gap", c.Gap)
+	for _, e := range c.Entries() {
+		d.notifier.Notify(lead, e)
+	}
+}
+
+// judge looks at one side until the gate has a verdict; false when it was
+// stopped first. A backend that cannot be asked is waited for: it speaks
+// neither for nor against the image.
+func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed bool) (Verdict, string, Observation, bool) {
+	ctx, cancel := both(lead, stop)
+	defer cancel()
+	g := gate{timeout: c.Settings.Health.Timeout, stable: c.Settings.Health.Stable}
+	if side == OldSide {
+		g.stable = min(g.stable, restoredStable)
+	}
+	if resumed {
+		g.interrupted()
+	}
+	failures := 0
+	for {
+		o, err := d.backend.Observe(ctx, c, side)
+		switch {
+		case ctx.Err() != nil:
+			return "", "", o, false
+		case err != nil:
+			failures++
+			if failures == 1 {
+				d.log.Warn("workload cannot be looked at, waiting", "workload", c.Unit, "change", c.ID, "err", err)
+			}
+			if d.once && failures > onceTries {
+				return "", "", o, false
+			}
+			g.interrupted()
+			if !sleep(ctx, pauseAfter(failures)) {
+				return "", "", o, false
+			}
+			continue
+		}
+		failures = 0
+		if v, why := g.judge(o, time.Now()); v != "" {
+			return v, why, o, true
+		}
+		if !sleep(ctx, lookEvery) {
+			return "", "", o, false
+		}
+	}
+}
+
+// hook runs a hook if there is one. The verdict of one that fails is onFailure,
+// of one that was stopped "".
+func (d *driver) hook(lead, stop context.Context, c Change, side Side, h Hook, name string, onFailure Verdict) (Verdict, string) {
+	if len(h.Command) == 0 {
+		return Good, ""
+	}
+	ctx, cancel := both(lead, stop)
+	defer cancel()
+	r, err := d.backend.Exec(ctx, c, side, h)
+	switch {
+	case ctx.Err() != nil:
+		return "", ""
+	case err != nil:
+		return Unclear, fmt.Sprintf("%s could not be run: %v", name, err)
+	case r.TimedOut:
+		return onFailure, fmt.Sprintf("%s ran longer than %s%s", name, h.Timeout, colon(r.Output))
+	case r.ExitCode != 0:
+		return onFailure, fmt.Sprintf("%s failed with exit code %d%s", name, r.ExitCode, colon(r.Output))
+	}
+	return Good, ""
+}
+
+// insist repeats an effect, with a growing pause, until the backend has done
+// it; false when it was stopped first, or gave up because somebody waits.
+func (d *driver) insist(lead, stop context.Context, log *slog.Logger, message string, effect func() error) bool {
+	ctx, cancel := both(lead, stop)
+	defer cancel()
+	for try := 1; ; try++ {
+		err := effect()
+		if err == nil {
+			return true
+		}
+		log.Error(message, "attempt", try, "err", err)
+		if d.once && try >= onceTries || !sleep(ctx, pauseAfter(try)) {
+			return false
+		}
+	}
+}
+
+// remember edits the record of every part in one transaction.
+func (d *driver) remember(ctx context.Context, c Change, edit func(Part, *Record)) error {
+	edits := map[string]func(*Record){}
+	for _, p := range c.Parts {
+		edits[p.Workload] = func(m *Record) { edit(p, m) }
+	}
+	return d.journal.Remember(ctx, edits)
+}
+
+// goBack turns a change round.
+func goBack(c Change, v Verdict, why string) Change {
+	c.Phase, c.Verdict, c.Why = Restoring, v, why
+	return c
+}
+
+// blame is whom an effect's error speaks against.
+func blame(err error) Verdict {
+	if f, ok := errors.AsType[*Fault](err); ok {
+		return f.Verdict
+	}
+	return Unclear
+}
+
+// both is a context that ends with either.
+func both(lead, stop context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(lead)
+	release := context.AfterFunc(stop, cancel)
+	return ctx, func() { release(); cancel() }
+}
+
+// sleep reports whether the whole pause passed.
+func sleep(ctx context.Context, pause time.Duration) bool {
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// pauseAfter is the pause after so many failures in a row.
+func pauseAfter(failures int) time.Duration {
+	if failures > 9 {
+		return lastPause
+	}
+	return min(firstPause<<(failures-1), lastPause)
+}
+
+func from(c Change) string {
+	if len(c.Parts) == 0 {
+		return ""
+	}
+	return c.Parts[0].From.Ref
+}
+
+func to(c Change) string {
+	if len(c.Parts) == 0 {
+		return ""
+	}
+	return c.Parts[0].To.Ref + " " + c.Parts[0].To.Digest
+}

@@ -1,0 +1,145 @@
+package updater
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// ErrLed: another process carries out changes on this backend. The error that
+// wraps it names the process.
+var ErrLed = errors.New("another updaterd is at work here")
+
+// State is where a backend's journal lives, and who may write it.
+type State interface {
+	// Lead calls do while this process alone may change the backend; do's
+	// context ends when that is lost. It does not wait: if another process
+	// leads, the error wraps ErrLed and names it. A journal that is missing or
+	// broken is no error: going back must never wait for it. Its methods fail
+	// then, and what was lost has been logged.
+	Lead(ctx context.Context, do func(context.Context, Journal) error) error
+	// Journal is the same journal beside whoever leads, for looking and for a
+	// person's word.
+	Journal() Journal
+}
+
+// Journal is what must survive. Every write is durable on return, and atomic.
+// All methods are safe for concurrent use, also by several processes.
+type Journal interface {
+	// Open returns the changes that are not over, oldest first.
+	Open(ctx context.Context) ([]Change, error)
+	// Save keeps c, which replaces what was kept under its ID. A change
+	// that is over leaves the open ones and enters the history, in one step.
+	Save(ctx context.Context, c Change) error
+	// Recall returns what is remembered, by workload id.
+	Recall(ctx context.Context) (map[string]Record, error)
+	// Remember edits what is remembered, all workloads in one transaction.
+	// An edit gets the zero Record for a workload never heard of, and may be
+	// called more than once.
+	Remember(ctx context.Context, edits map[string]func(*Record)) error
+	// Note adds an entry to the history.
+	Note(ctx context.Context, e Entry) error
+	// History returns the newest entries, newest first; limit 0 is all that
+	// are kept.
+	History(ctx context.Context, limit int) ([]Entry, error)
+}
+
+// Record is what is remembered of one workload between passes.
+type Record struct {
+	// Rejected are the images never to be tried again here.
+	Rejected []Rejection `json:"rejected,omitempty"`
+	// Committed is what updaterd itself last put there.
+	Committed Image `json:"committed,omitzero"`
+	// Hold is a person's word that the workload stays as it is.
+	Hold *Word `json:"hold,omitempty"`
+	// Approved are the digests that a person approved.
+	Approved map[string]Word `json:"approved,omitempty"`
+	// Seen is when each candidate's digest was first seen.
+	Seen map[string]time.Time `json:"seen,omitempty"`
+	// Retry is when a digest whose last attempt was unclear may be tried again.
+	Retry *Retry `json:"retry,omitempty"`
+	// Tags is the length of the last tag list that was believed.
+	Tags *TagCount `json:"tags,omitempty"`
+}
+
+// Rejection is one image found bad on one workload.
+type Rejection struct {
+	Image
+	Reason Reason    `json:"reason"` // Rejected, or RolledBack
+	Why    string    `json:"why"`
+	At     time.Time `json:"at"`
+}
+
+// Word is what a person said, and when.
+type Word struct {
+	Who string    `json:"who,omitempty"`
+	Why string    `json:"why,omitempty"`
+	At  time.Time `json:"at"`
+}
+
+// Retry is the patience that an unclear attempt calls for.
+type Retry struct {
+	Digest   string    `json:"digest"`
+	Attempts int       `json:"attempts"`
+	After    time.Time `json:"after"`
+	Why      string    `json:"why"`
+}
+
+// TagCount is the length of a tag list, and when a shorter one was first seen.
+type TagCount struct {
+	Repository string    `json:"repository"`
+	Count      int       `json:"count"`
+	ShortSince time.Time `json:"short-since,omitzero"`
+}
+
+// Entry is one line of the history.
+type Entry struct {
+	At       time.Time     `json:"at"`
+	Backend  string        `json:"backend"`
+	Workload string        `json:"workload"`
+	Event    Event         `json:"event"`
+	Change   string        `json:"change,omitempty"` // id of the change
+	From     Image         `json:"from,omitzero"`
+	To       Image         `json:"to,omitzero"`
+	Verdict  Verdict       `json:"verdict,omitempty"`
+	Why      string        `json:"why,omitempty"`
+	Logs     string        `json:"logs,omitempty"`
+	Took     time.Duration `json:"took,omitempty"` // nanoseconds
+	Gap      time.Duration `json:"gap,omitempty"`  // nanoseconds in service
+}
+
+// Event is what happened.
+type Event string
+
+// The events.
+const (
+	EventUpdated    Event = "updated"
+	EventRestored   Event = "restored"
+	EventFailed     Event = "failed"
+	EventRefused    Event = "refused"
+	EventSuperseded Event = "superseded"
+	EventForgotten  Event = "forgotten"   // a person lifted a rejection
+	EventRolledBack Event = "rolled-back" // a person moved off what updaterd had put there
+)
+
+// Entries are the lines that a change that is over leaves in the history: one
+// for every workload in it. One that was broken off before anything was
+// disturbed, and will simply be decided anew, leaves none.
+func (c Change) Entries() []Entry {
+	if c.Phase == Refused && c.Verdict == "" {
+		return nil
+	}
+	event := map[Phase]Event{
+		Committed: EventUpdated, Restored: EventRestored, Failed: EventFailed,
+		Refused: EventRefused, Superseded: EventSuperseded,
+	}[c.Phase]
+	var entries []Entry
+	for _, p := range c.Parts {
+		entries = append(entries, Entry{
+			At: c.Ended, Backend: c.Backend, Workload: p.Workload, Event: event, Change: c.ID,
+			From: p.From, To: p.To, Verdict: c.Verdict, Why: c.Why, Logs: c.Logs,
+			Took: c.Ended.Sub(c.Since), Gap: c.Gap,
+		})
+	}
+	return entries
+}

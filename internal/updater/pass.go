@@ -1,0 +1,536 @@
+package updater
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// looksAtOnce bounds how many workloads of a backend wait for a registry at
+// once. The registry itself bounds what one host gets.
+const looksAtOnce = 64
+
+// work is what one process does in one place: passes, and the changes they
+// started, which go on while later passes look.
+type work struct {
+	backend Backend
+	journal Journal
+	log     *slog.Logger
+	lead    context.Context // what effects run under; set by Updater.lead
+	once    bool            // somebody waits for the end
+
+	changes sync.WaitGroup // under way
+
+	mu       sync.Mutex
+	notifier Notifier
+	slots    chan struct{}     // one per change that may be under way
+	busy     map[string]Change // by unit: the changes under way, as they began
+	ended    map[string]Change // by unit: how the last change of this process ended
+	told     map[string]Reason // by workload: the reason that was last logged
+}
+
+func newWork(place Place, j Journal, rules Rules, log *slog.Logger) *work {
+	w := &work{
+		backend: place.Backend, journal: j, log: log.With("backend", place.Backend.Name()),
+		busy: map[string]Change{}, ended: map[string]Change{}, told: map[string]Reason{},
+	}
+	w.adopt(rules)
+	return w
+}
+
+// adopt takes over what a reload may have changed.
+func (w *work) adopt(rules Rules) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.notifier = rules.Notifier
+	if cap(w.slots) != max(rules.Parallel, 1) {
+		w.slots = make(chan struct{}, max(rules.Parallel, 1))
+	}
+}
+
+func (w *work) wait() { w.changes.Wait() }
+
+// recover takes up every open change that is not under way in this process:
+// those of the journal, and those that left traces on the backend alone.
+func (w *work) recover(stop context.Context) {
+	open, err := w.journal.Open(stop)
+	if err != nil {
+		w.log.Error("journal cannot be read; recovering from what the backend shows", "err", err)
+	}
+	known := map[string]bool{}
+	for _, c := range open {
+		known[c.ID] = true
+	}
+	w.mu.Lock()
+	for _, c := range w.busy {
+		known[c.ID] = true
+	}
+	w.mu.Unlock()
+	traces, err := w.backend.Traces(stop, known)
+	if err != nil {
+		w.log.Warn("backend cannot be asked for traces of changes", "err", err)
+	}
+	for _, c := range append(open, traces...) {
+		if !w.begin(c) {
+			continue
+		}
+		w.changes.Go(func() { w.end(w.driver().drive(w.lead, stop, c, true)) })
+	}
+}
+
+func (w *work) driver() *driver {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return &driver{backend: w.backend, journal: w.journal, notifier: w.notifier, log: w.log, once: w.once}
+}
+
+// begin marks a unit as busy; false when it already is.
+func (w *work) begin(c Change) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.busy[c.Unit]; ok {
+		return false
+	}
+	w.busy[c.Unit] = c
+	return true
+}
+
+func (w *work) end(c Change) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.busy, c.Unit)
+	w.ended[c.Unit] = c
+}
+
+func (w *work) isBusy(unit string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.busy[unit]
+	return ok
+}
+
+// pass is one round over the watched workloads of one place.
+type pass struct {
+	*work
+	rules Rules
+	// act: changes are carried out, and what was learnt is remembered.
+	act   bool
+	items []*item
+	// found are the names a person gave that mean something here.
+	found map[string]bool
+	// unavailable is why the backend could not be asked.
+	unavailable error
+	// open are the changes that the journal holds, by unit.
+	open map[string]Change
+}
+
+// item is one watched workload in a pass. Its goroutine owns it: decision may
+// be read once decided is closed, the rest once done is.
+type item struct {
+	workload Workload
+	settings Settings
+	memory   Record
+	needs    []*item // what it depends on
+	decision Decision
+	decided  chan struct{}
+
+	late    *Decision // what became of the decision when its turn came
+	outcome *Change   // the change as it ended, if one was begun
+	stopped bool      // updaterd was told to stop meanwhile
+	done    chan struct{}
+}
+
+// look lists and decides, and changes nothing.
+func (w *work) look(ctx context.Context, rules Rules, names []string) *pass {
+	p := &pass{work: w, rules: rules}
+	p.run(ctx, names, func(f func()) { go f() })
+	for _, it := range p.items {
+		<-it.done
+	}
+	return p
+}
+
+// pass lists, decides, and starts the changes decided on, which go on after it
+// has returned. Every decision stands when it returns.
+func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
+	began := time.Now()
+	w.adopt(rules)
+	p := &pass{work: w, rules: rules, act: true}
+	p.run(stop, names, w.changes.Go)
+	updates := 0
+	for _, it := range p.items {
+		<-it.decided
+		if it.decision.Update {
+			updates++
+		}
+	}
+	w.log.Info("pass over", "workloads", len(p.items), "updates", updates, "took", time.Since(began).Round(time.Millisecond))
+	return p
+}
+
+// run fills the pass and starts a goroutine per workload, so that one slow
+// registry holds up nobody else's change.
+func (p *pass) run(ctx context.Context, names []string, start func(func())) {
+	p.found = map[string]bool{}
+	p.open = map[string]Change{}
+	open, err := p.journal.Open(ctx)
+	if err != nil {
+		p.log.Error("journal cannot be read", "err", err)
+	}
+	for _, c := range open {
+		p.open[c.Unit] = c
+	}
+	workloads, err := p.backend.Workloads(ctx)
+	if err != nil {
+		p.unavailable = err
+		if p.act {
+			p.log.Error("backend cannot be asked", "err", err)
+		}
+		return
+	}
+	memory, err := p.journal.Recall(ctx)
+	if err != nil {
+		p.log.Error("memory cannot be read", "err", err)
+	}
+	p.choose(workloads, memory, names)
+
+	looks := make(chan struct{}, looksAtOnce)
+	for _, it := range p.items {
+		start(func() {
+			defer close(it.done)
+			p.decide(ctx, it, looks)
+			close(it.decided)
+			if it.decision.Update {
+				p.carryOut(ctx, it)
+			}
+		})
+	}
+}
+
+// choose makes the items: the watched workloads, or those of them that a
+// person named, with what they depend on found among all.
+func (p *pass) choose(workloads []Workload, memory map[string]Record, named []string) {
+	backend := p.backend.Name()
+	byID := map[string]*item{}
+	for _, w := range workloads {
+		s, err := p.rules.Settings(w)
+		if err == nil && !s.Enabled {
+			continue
+		}
+		it := &item{workload: w, settings: s, memory: memory[w.ID], decided: make(chan struct{}), done: make(chan struct{})}
+		if err != nil {
+			it.decision = Decision{Reason: InvalidSettings, Detail: err.Error()}
+		}
+		wanted := len(named) == 0
+		for _, n := range named {
+			if names(n, backend, w.ID) {
+				wanted, p.found[n] = true, true
+			}
+		}
+		if wanted {
+			p.items = append(p.items, it)
+			byID[w.ID] = it
+		}
+	}
+	// A workload in the middle of a change may be absent from the backend's list.
+	for unit := range p.open {
+		for _, n := range named {
+			if names(n, backend, unit) {
+				p.found[n] = true
+			}
+		}
+	}
+	for _, it := range p.items {
+		for _, n := range slices.Concat(it.settings.DependsOn, it.workload.DependsOn) {
+			for id, need := range byID {
+				if names(n, backend, id) && need != it {
+					it.needs = append(it.needs, need)
+				}
+			}
+		}
+	}
+	for _, it := range p.items {
+		if path := cycle(it, it, map[*item]bool{}); path != nil {
+			it.decision = Decision{Reason: InvalidSettings, Detail: "it depends on itself: " + strings.Join(path, " needs ")}
+		}
+	}
+}
+
+// cycle is the path by which it needs itself, from at on; nil if it does not.
+func cycle(at, it *item, seen map[*item]bool) []string {
+	if seen[at] {
+		return nil
+	}
+	seen[at] = true
+	for _, need := range at.needs {
+		if need == it {
+			return []string{at.workload.ID, it.workload.ID}
+		}
+		if path := cycle(need, it, seen); path != nil {
+			return append([]string{at.workload.ID}, path...)
+		}
+	}
+	return nil
+}
+
+// decide looks at one workload and decides. It only reads, but for what a
+// pass that acts remembers.
+func (p *pass) decide(ctx context.Context, it *item, looks chan struct{}) {
+	defer p.tell(it)
+	id := it.workload.ID
+	if it.decision.Reason != "" {
+		return // its settings are wrong
+	}
+	if _, open := p.open[id]; p.isBusy(id) || open && !p.act {
+		it.decision = Decision{Reason: InProgress, Detail: "a change of it is under way"}
+		return
+	}
+	looks <- struct{}{}
+	f := look(ctx, p.rules.Registry, it.workload, it.settings, it.memory, time.Now())
+	<-looks
+	if ctx.Err() != nil {
+		it.stopped = true
+		it.decision = Decision{Candidate: f.candidate, Reason: InProgress, Detail: "interrupted"}
+		return
+	}
+	p.learn(ctx, it, f)
+	it.decision = decide(it.workload, it.settings, f, it.memory, time.Now())
+	if it.decision.Update {
+		// What cannot be done faithfully is refused before anything is touched.
+		c := p.wish(it)
+		if err := p.backend.Plan(ctx, &c); err != nil {
+			it.decision = refused(it.decision, err)
+			return
+		}
+	}
+	if !it.decision.Update || p.act {
+		return
+	}
+	if waits := it.waitsFor(); waits != "" {
+		it.decision = Decision{Candidate: it.decision.Candidate, Reason: Waiting, Detail: waits}
+	}
+}
+
+// learn remembers what looking taught.
+func (p *pass) learn(ctx context.Context, it *item, f finding) {
+	now := time.Now()
+	edit := notice(it.workload, f, it.memory, now)
+	if edit == nil {
+		return
+	}
+	off := movedOff(it.workload, it.memory)
+	was := it.memory.Committed
+	it.memory.Seen = maps.Clone(it.memory.Seen)
+	edit(&it.memory)
+	if !p.act {
+		return
+	}
+	id := it.workload.ID
+	if err := p.journal.Remember(ctx, map[string]func(*Record){id: edit}); err != nil {
+		p.log.Error("memory cannot be written", "workload", id, "err", err)
+		return
+	}
+	if !off {
+		return
+	}
+	e := Entry{At: now, Backend: p.backend.Name(), Workload: id, Event: EventRolledBack,
+		From: was, To: Image{Ref: it.workload.Image, Digest: it.workload.Runs.Digest()}}
+	if err := p.journal.Note(ctx, e); err != nil {
+		p.log.Error("history cannot be written", "workload", id, "err", err)
+	}
+}
+
+// wish is the change that a decision asks for.
+func (p *pass) wish(it *item) Change {
+	w := it.workload
+	return Change{
+		// The time first, so that ids sort by age wherever they show up.
+		ID:      time.Now().UTC().Format("20060102T150405") + "-" + strings.ToLower(rand.Text()[:8]),
+		Backend: p.backend.Name(), Unit: w.ID, Settings: it.settings, Phase: Preparing, Since: time.Now(),
+		Parts: []Part{{
+			Workload: w.ID,
+			From:     Image{Ref: w.Image, Digest: w.Runs.Digest(), Manifest: w.Runs.Manifest, Config: w.Runs.Config},
+			To:       *it.decision.Candidate,
+			Replace:  true,
+		}},
+	}
+}
+
+// refused turns a decision round because of what Plan said.
+func refused(d Decision, err error) Decision {
+	r := asRefusal(err, BackendUnavailable)
+	return Decision{Candidate: d.Candidate, Reason: r.Reason, Detail: r.Detail}
+}
+
+// waitsFor says which of what it depends on comes first; "" when nothing does.
+// It blocks until that is decided, which cannot be forever: cycles are refused.
+func (it *item) waitsFor() string {
+	for _, need := range it.needs {
+		<-need.decided
+		if need.decision.Update || need.decision.Reason == InProgress || need.decision.Reason == Waiting {
+			return need.workload.ID + ", which it depends on, comes first"
+		}
+	}
+	return ""
+}
+
+// carryOut takes a decision to its end, when its turn comes: after what it
+// depends on, and when a slot is free.
+func (p *pass) carryOut(stop context.Context, it *item) {
+	defer func() { it.stopped = it.stopped || stop.Err() != nil }()
+	give := func(r Reason, detail string) {
+		it.late = &Decision{Candidate: it.decision.Candidate, Reason: r, Detail: detail}
+	}
+	for _, need := range it.needs {
+		<-need.decided
+		if need.decision.Update {
+			<-need.done
+			if need.outcome == nil || need.outcome.Phase != Committed {
+				give(Waiting, need.workload.ID+", which it depends on, was to come first and was not updated")
+				return
+			}
+		}
+	}
+	p.mu.Lock()
+	slots := p.slots
+	p.mu.Unlock()
+	select {
+	case slots <- struct{}{}:
+	case <-stop.Done():
+		return
+	}
+	defer func() { <-slots }()
+
+	// Time has passed: a person may have spoken, the window may have shut.
+	memory, err := p.journal.Recall(stop)
+	if err != nil {
+		give(Surroundings, fmt.Sprintf("the journal cannot be read: %v", err))
+		return
+	}
+	f := finding{candidate: it.decision.Candidate, detail: it.decision.Detail}
+	again := decide(it.workload, it.settings, f, memory[it.workload.ID], time.Now())
+	if !again.Update {
+		it.late = &again
+		return
+	}
+	c := p.wish(it)
+	if err := p.backend.Plan(stop, &c); err != nil {
+		again = refused(again, err)
+		it.late = &again
+		return
+	}
+	if !p.begin(c) {
+		give(InProgress, "a change of it is under way")
+		return
+	}
+	c = p.driver().drive(p.lead, stop, c, false)
+	p.end(c)
+	it.outcome = &c
+}
+
+// tell logs a decision when its reason is another than in the last pass.
+func (p *pass) tell(it *item) {
+	if !p.act || p.once {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if id := it.workload.ID; p.told[id] != it.decision.Reason {
+		p.told[id] = it.decision.Reason
+		p.log.Info("decided", "workload", id, "reason", it.decision.Reason, "detail", it.decision.Detail)
+	}
+}
+
+// rows are what the pass says, one per watched workload; to be asked for when
+// everything it started is over.
+func (p *pass) rows() []Row {
+	if p.unavailable != nil {
+		r := Row{Backend: p.backend.Name(), Workload: p.backend.Name(), Decision: "none",
+			Reason: BackendUnavailable, Detail: p.unavailable.Error()}
+		if p.act {
+			r.Outcome = OutcomeNone
+		}
+		return []Row{r}
+	}
+	rows := []Row{}
+	listed := map[string]bool{}
+	for _, it := range p.items {
+		listed[it.workload.ID] = true
+		rows = append(rows, p.row(it))
+	}
+	return rows
+}
+
+func (p *pass) row(it *item) Row {
+	w, d := it.workload, it.decision
+	if it.late != nil {
+		d = *it.late
+	}
+	r := Row{
+		Backend: w.Backend, Workload: w.ID, Image: w.Image, Policy: it.settings.Policy.Policy,
+		Decision: "none", Reason: d.Reason, Detail: d.Detail,
+	}
+	if d.Update {
+		r.Decision = "update"
+	}
+	digest := w.Runs.Digest()
+	if c := d.Candidate; c != nil {
+		r.Candidate = &RowCandidate{Image: c.Ref, Digest: c.Digest}
+		if slices.Contains(w.Runs.Digests, c.Digest) {
+			digest = c.Digest // one image may have several; show the one that matches
+		}
+	}
+	if digest != "" {
+		r.Digest = &digest
+	}
+	if !p.act {
+		return r
+	}
+	p.mu.Lock()
+	ended, recovered := p.ended[w.ID]
+	p.mu.Unlock()
+	switch {
+	case it.outcome != nil:
+		p.report(&r, *it.outcome, it.stopped)
+	case recovered && r.Decision == "none":
+		// What was open from before was ended first, and is news.
+		detail := r.Detail
+		p.report(&r, ended, it.stopped)
+		r.Detail = detail
+	case it.stopped:
+		r.Outcome = OutcomeOpen
+	default:
+		r.Outcome = OutcomeNone
+	}
+	return r
+}
+
+// report writes into a row how a change ended.
+func (p *pass) report(r *Row, c Change, stopped bool) {
+	switch {
+	case c.Phase == Committed:
+		r.Outcome = OutcomeCommitted
+	case c.Phase == Restored:
+		r.Outcome = OutcomeRestored
+	case c.Phase == Superseded:
+		r.Outcome = OutcomeSuperseded
+	case c.Phase == Refused:
+		r.Outcome = OutcomeNone
+		if c.Reason != "" {
+			r.Reason, r.Decision = c.Reason, "none"
+		}
+	case !c.Phase.Final() && stopped:
+		r.Outcome = OutcomeOpen
+	default:
+		r.Outcome = OutcomeFailed
+	}
+	if c.Why != "" {
+		r.Detail = c.Why
+	}
+}

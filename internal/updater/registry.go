@@ -1,0 +1,37 @@
+package updater
+
+import "context"
+
+// Registry answers what registries hold, as its credentials may see it. All
+// methods block, are safe for concurrent use, and may answer from what
+// the same pass has already learnt. A *Refusal says why there is no answer
+// (Unauthorized, NotFound, RateLimited, PlatformMissing, Unsupported); any
+// other error means that the registry could not be asked or talked nonsense.
+type Registry interface {
+	// Tags lists the tags of ref's repository. The list is whole or an error.
+	Tags(ctx context.Context, ref string) ([]string, error)
+	// Resolve returns the digest that ref's tag stands for now.
+	Resolve(ctx context.Context, ref string) (digest string, err error)
+	// Image returns the image under digest in ref's repository, with the
+	// digests of its manifest and config for the platform. A digest never
+	// changes its meaning, so answers are kept.
+	Image(ctx context.Context, ref, digest string, p Platform) (Image, error)
+	// NewPass forgets what must be asked anew in each pass: tags and what they
+	// stand for, and hosts that asked for patience which is over.
+	NewPass()
+}
+
+// Credential is what a registry wants to see. The zero Credential is anonymous.
+// It has no String or log form on purpose: never print one.
+type Credential struct {
+	Username, Password string
+	// IdentityToken is an OAuth2 refresh token, instead of a password.
+	IdentityToken string
+}
+
+// Notifier tells people what happened.
+type Notifier interface {
+	// Notify blocks until the message was taken or given up; a failure is its own
+	// to log, since nothing that an update does may depend on it.
+	Notify(ctx context.Context, e Entry)
+}

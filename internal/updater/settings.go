@@ -1,0 +1,85 @@
+package updater
+
+import (
+	"time"
+
+	"github.com/updaterd/updaterd/internal/policy"
+)
+
+// Settings are the effective settings of one workload: what is written on it,
+// over the first rule that fits, over the defaults, over what is built in.
+// They are frozen into a Change when it is decided on, so a reload does not
+// reach a change under way.
+type Settings struct {
+	Enabled bool        `json:"enabled"` // whether updaterd looks at it at all
+	Mode    Mode        `json:"mode"`
+	Policy  policy.Spec `json:"policy"`
+	Pin     Pin         `json:"pin"`
+	// Write is how references are written; WriteDefault leaves it to the backend.
+	Write      Write         `json:"write"`
+	MinAge     time.Duration `json:"min-age"`
+	Window     Window        `json:"window"`
+	DependsOn  []string      `json:"depends-on,omitempty"` // names or ids on the same backend
+	Health     Health        `json:"health"`
+	PreUpdate  Hook          `json:"pre-update"`
+	PostUpdate Hook          `json:"post-update"`
+	// StopTimeout overrides the workload's own; 0 keeps that.
+	StopTimeout time.Duration `json:"stop-timeout"`
+	// Keep is how many previous images stay for going back by hand; KeepAll
+	// never removes one.
+	Keep           int  `json:"keep"`
+	StartFirst     bool `json:"start-first"`
+	IncludeStopped bool `json:"include-stopped"`
+	NoRollback     bool `json:"no-rollback"`
+}
+
+// KeepAll as Settings.Keep keeps every previous image.
+const KeepAll = -1
+
+// Mode says what updaterd may do with a workload that has an update.
+type Mode string
+
+// The modes.
+const (
+	ModeUpdate  Mode = "update"
+	ModeApprove Mode = "approve"
+	ModeMonitor Mode = "monitor"
+	ModeHold    Mode = "hold"
+)
+
+// Pin says what a digest that a person wrote means.
+type Pin string
+
+// The kinds of pin.
+const (
+	PinRespect Pin = "respect" // it is left alone
+	PinFollow  Pin = "follow"  // it moves with its tag
+)
+
+// Write says how updaterd writes a reference.
+type Write string
+
+// The ways to write a reference.
+const (
+	WriteDefault Write = "" // the backend's: digest in a cluster, tag on Docker
+	WriteTag     Write = "tag"
+	WriteDigest  Write = "digest"
+)
+
+// Health says what a changed workload must pass.
+type Health struct {
+	// Probe is asked besides the engine's own verdict: "http://:8080/healthz",
+	// "tcp://:5432", "exec:...". Empty: none.
+	Probe string `json:"probe,omitempty"`
+	// Timeout is the time from start until first healthy; 0 leaves it to the
+	// backend, which knows the image's HEALTHCHECK.
+	Timeout time.Duration `json:"timeout"`
+	// Stable is how long it must then stay healthy.
+	Stable time.Duration `json:"stable"`
+}
+
+// Hook is a command run in the workload's container. The zero Hook is none.
+type Hook struct {
+	Command []string      `json:"command,omitempty"`
+	Timeout time.Duration `json:"timeout,omitempty"`
+}

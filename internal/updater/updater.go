@@ -1,0 +1,321 @@
+package updater
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// ErrUnknownWorkload: a person named a workload that is not watched.
+var ErrUnknownWorkload = errors.New("unknown workload")
+
+// Place is a backend and the journal of what is done there.
+type Place struct {
+	Backend Backend
+	State   State
+}
+
+// Rules are what a person may change while updaterd runs. A pass uses those
+// that were in force when it began.
+type Rules struct {
+	// Settings are the effective settings of a workload. Its error says what
+	// is wrong with those written on it.
+	Settings func(Workload) (Settings, error)
+	Schedule Schedule
+	// Jitter is the longest random pause before a scheduled pass.
+	Jitter time.Duration
+	// Parallel is how many independent changes may be under way at once in a
+	// backend.
+	Parallel int
+	Registry Registry
+	Notifier Notifier
+}
+
+// Schedule says when passes begin. robfig/cron's schedules satisfy it.
+type Schedule interface {
+	Next(time.Time) time.Time
+}
+
+// Updater keeps the workloads of its places up to date.
+type Updater struct {
+	places []Place
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	rules  Rules
+	reload chan struct{} // closed when rules are replaced
+}
+
+// New returns an Updater. It starts nothing.
+func New(places []Place, rules Rules, log *slog.Logger) *Updater {
+	return &Updater{places: places, rules: rules, log: log, reload: make(chan struct{})}
+}
+
+// Reload replaces the rules: passes that begin later go by them, a change
+// under way keeps the settings it was decided with.
+func (u *Updater) Reload(r Rules) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.rules = r
+	close(u.reload)
+	u.reload = make(chan struct{})
+}
+
+// current is what is in force, and a channel that closes when it no longer is.
+func (u *Updater) current() (Rules, <-chan struct{}) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.rules, u.reload
+}
+
+// Row is what a pass says of one workload.
+type Row struct {
+	Backend  string `json:"backend"`
+	Workload string `json:"workload"`
+	// Image is as the workload writes it, Digest what runs, nil when unknown.
+	Image  string  `json:"image"`
+	Digest *string `json:"digest"`
+	Policy string  `json:"policy"`
+	// Decision is "update" or "none".
+	Decision  string        `json:"decision"`
+	Candidate *RowCandidate `json:"candidate"`
+	Reason    Reason        `json:"reason"`
+	Detail    string        `json:"detail"`
+	// Outcome is empty in a check.
+	Outcome Outcome `json:"outcome,omitempty"`
+}
+
+// RowCandidate is the image that the policy names.
+type RowCandidate struct {
+	Image  string `json:"image"`
+	Digest string `json:"digest"`
+}
+
+// Outcome is what became of a decision.
+type Outcome string
+
+// The outcomes.
+const (
+	OutcomeNone       Outcome = "none"       // nothing attempted, or refused before anything was disturbed
+	OutcomeCommitted  Outcome = "committed"  // healthy on the new image
+	OutcomeRestored   Outcome = "restored"   // the original is back
+	OutcomeFailed     Outcome = "failed"     // attempted, and neither
+	OutcomeSuperseded Outcome = "superseded" // somebody else changed it meanwhile
+	OutcomeOpen       Outcome = "open"       // interrupted; the next start goes on with it
+)
+
+// Trouble reports whether a row is one that a script should stop at: something
+// failed, was restored, could not be asked or was interrupted.
+func (r Row) Trouble() bool {
+	switch r.Outcome {
+	case OutcomeRestored, OutcomeFailed, OutcomeOpen:
+		return true
+	case OutcomeCommitted:
+		return false
+	}
+	switch r.Reason {
+	case BackendUnavailable, RegistryUnavailable, Unauthorized, NotFound, RateLimited, TagListIncomplete,
+		InvalidSettings, Surroundings:
+		return true
+	}
+	return false
+}
+
+// Run keeps everything up to date until ctx ends, then finishes what must be
+// finished and returns nil. It returns an error only if a place is led by
+// somebody else, or its state cannot be used.
+func (u *Updater) Run(ctx context.Context) error {
+	return u.lead(ctx, func(w *work, stop context.Context) {
+		for next := u.first(time.Now()); ; {
+			rules, reloaded := u.current()
+			w.recover(stop)
+			if next.IsZero() {
+				rules.Registry.NewPass()
+				w.pass(stop, rules, nil)
+				next = rules.Schedule.Next(time.Now()).Add(jitter(rules.Jitter))
+				u.log.Debug("pass comes next", "backend", w.backend.Name(), "at", next)
+			}
+			t := time.NewTimer(time.Until(next))
+			select {
+			case <-stop.Done():
+				t.Stop()
+				w.wait()
+				return
+			case <-t.C:
+				next = time.Time{}
+			case <-reloaded:
+				t.Stop()
+				rules, _ := u.current()
+				next = rules.Schedule.Next(time.Now()).Add(jitter(rules.Jitter))
+			}
+		}
+	})
+}
+
+// first is when the first pass comes: at once if the schedule is an interval,
+// at its time if it is a time of day. Zero is at once.
+func (u *Updater) first(now time.Time) time.Time {
+	rules, _ := u.current()
+	next := rules.Schedule.Next(now)
+	// An interval is the same from wherever it is counted; a time of day is not.
+	if second := rules.Schedule.Next(now.Add(time.Second)); second.Sub(next) >= time.Second/2 {
+		return time.Time{}
+	}
+	return next.Add(jitter(rules.Jitter))
+}
+
+func jitter(most time.Duration) time.Duration {
+	if most <= 0 {
+		return 0
+	}
+	return rand.N(most)
+}
+
+// Once finishes open changes, makes one pass, carries every change to its end
+// and returns a row per watched workload, or per workload named.
+func (u *Updater) Once(ctx context.Context, names []string) ([]Row, error) {
+	rules, _ := u.current()
+	rules.Registry.NewPass()
+	if len(names) > 0 {
+		// A name that is not watched is a mistake in the call: nothing is to
+		// happen then, not even to the other names.
+		if _, err := u.check(ctx, rules, names); err != nil {
+			return nil, err
+		}
+	}
+	var mu sync.Mutex
+	var rows []Row
+	err := u.lead(ctx, func(w *work, stop context.Context) {
+		w.once = true
+		w.recover(stop)
+		w.wait()
+		p := w.pass(stop, rules, names)
+		w.wait()
+		mu.Lock()
+		defer mu.Unlock()
+		rows = append(rows, p.rows()...)
+	})
+	slices.SortFunc(rows, func(a, b Row) int { return strings.Compare(a.Workload, b.Workload) })
+	return rows, err
+}
+
+// Check looks and decides, and changes nothing, not even the journal.
+func (u *Updater) Check(ctx context.Context, names []string) ([]Row, error) {
+	rules, _ := u.current()
+	rules.Registry.NewPass()
+	return u.check(ctx, rules, names)
+}
+
+func (u *Updater) check(ctx context.Context, rules Rules, names []string) ([]Row, error) {
+	passes := make([]*pass, len(u.places))
+	var wg sync.WaitGroup
+	for i, place := range u.places {
+		wg.Go(func() {
+			w := newWork(place, place.State.Journal(), rules, u.log)
+			passes[i] = w.look(ctx, rules, names)
+		})
+	}
+	wg.Wait()
+	var rows []Row
+	found := map[string]bool{}
+	unasked := false
+	for _, p := range passes {
+		rows = append(rows, p.rows()...)
+		unasked = unasked || p.unavailable != nil
+		for _, n := range names {
+			found[n] = found[n] || p.found[n]
+		}
+	}
+	slices.SortFunc(rows, func(a, b Row) int { return strings.Compare(a.Workload, b.Workload) })
+	var unknown []error
+	for _, n := range names {
+		if !found[n] && !unasked {
+			unknown = append(unknown, fmt.Errorf("%w: no watched workload is called %q; updaterd check lists them, and the label updaterd.enable=true makes it one", ErrUnknownWorkload, n))
+		}
+	}
+	return rows, errors.Join(unknown...)
+}
+
+// Forget lifts the rejections of the workloads that a person named, and the
+// pause after attempts that were nobody's fault. It works beside a daemon and
+// returns what was lifted.
+func (u *Updater) Forget(ctx context.Context, name string) ([]Rejection, error) {
+	var lifted []Rejection
+	known := false
+	for _, place := range u.places {
+		j := place.State.Journal()
+		memory, err := j.Recall(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for id := range memory {
+			if !names(name, place.Backend.Name(), id) {
+				continue
+			}
+			known = true
+			var these []Rejection
+			err := j.Remember(ctx, map[string]func(*Record){id: func(m *Record) {
+				these = m.Rejected
+				m.Rejected, m.Retry = nil, nil
+			}})
+			if err != nil {
+				return nil, err
+			}
+			for _, r := range these {
+				e := Entry{At: time.Now(), Backend: place.Backend.Name(), Workload: id, Event: EventForgotten, To: r.Image, Why: r.Why}
+				if err := j.Note(ctx, e); err != nil {
+					return nil, err
+				}
+			}
+			lifted = append(lifted, these...)
+		}
+	}
+	if known {
+		return lifted, nil
+	}
+	// Nothing is remembered of it: then it must at least exist.
+	if _, err := u.Check(ctx, []string{name}); err != nil {
+		return nil, err
+	}
+	return nil, nil
+}
+
+// names reports whether a name that a person gave means the workload id of a
+// backend: its id, or what comes after the backend's name.
+func names(name, backend, id string) bool {
+	return name == id || backend+"/"+name == id
+}
+
+// lead calls do for every place at once, each while this process leads it, and
+// returns when all have returned. A place that cannot be led ends them all.
+func (u *Updater) lead(ctx context.Context, do func(w *work, stop context.Context)) error {
+	stop, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make([]error, len(u.places))
+	var wg sync.WaitGroup
+	for i, place := range u.places {
+		wg.Go(func() {
+			// Effects that have begun are finished after ctx has ended.
+			errs[i] = place.State.Lead(context.WithoutCancel(ctx), func(lead context.Context, j Journal) error {
+				rules, _ := u.current()
+				w := newWork(place, j, rules, u.log)
+				w.lead = lead
+				end, cancel := both(lead, stop)
+				defer cancel()
+				do(w, end)
+				return nil
+			})
+			if errs[i] != nil {
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
