@@ -1,0 +1,59 @@
+# All that a developer runs. CI runs no other commands than these.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 20s
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Runs a command with a Docker Engine: one that answers, or a private one.
+ENGINE := ./e2e/engine.sh run
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/updaterd, static
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/updaterd ./cmd/updaterd
+
+.PHONY: demo
+demo: build ## See an update and a roll-back, on a real Docker Engine, in under 2 minutes
+	@UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) ./e2e/demo
+
+.PHONY: test
+test: build race ## Run all tests, with a real Docker Engine
+	UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) sh -ec '\
+		go test -race ./...; \
+		cd e2e && go test -race -count=1 -p=1 -timeout=20m ./...'
+
+# The race detector is C.
+.PHONY: race
+race:
+	@test "$$(go env CGO_ENABLED)" = 1 && command -v "$$(go env CC)" >/dev/null || { \
+		echo "make test needs a C compiler for the race detector: apt-get install gcc libc6-dev, and no CGO_ENABLED=0" >&2; exit 1; }
+
+.PHONY: lint
+lint: ## Check the format, and what go vet and staticcheck find
+	@out=$$(gofmt -l .); test -z "$$out" || { echo "not as gofmt would have it:" >&2; echo "$$out" >&2; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	cd e2e && go vet ./... && go run $(STATICCHECK) ./...
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME (20s)
+	@set -e; for pkg in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+.PHONY: bench
+bench: build ## Measure speed, memory and the gap in service
+	go test -run '^$$' -bench . -benchmem ./...
+	UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) sh -ec 'cd e2e && go test -run "^$$" -bench . -timeout=20m ./...'
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin

@@ -1,0 +1,179 @@
+// App is the small HTTP server that the test images hold. It serves its version
+// at / and its health at /healthz, and misbehaves as its environment says:
+//
+//	APP_VERSION           what / answers
+//	APP_PORT              where it listens; 8080
+//	APP_EXIT_CODE         exit with this code ...
+//	APP_EXIT_AFTER        ... after this long; at once
+//	APP_LISTEN_AFTER      begin to listen only then; "never" hangs in start
+//	APP_UNHEALTHY_AFTER   /healthz answers 503 from then on
+//	APP_EAT_MEMORY        allocate until killed
+//	APP_IGNORE_TERM       SIGTERM does nothing
+//	APP_STOP_AFTER        take this long to end after SIGTERM
+//	APP_WRITE             append the version as a line to this file
+//	APP_LOG               print this line at the start
+//	APP_LOG_LINES         print that many numbered lines at the start
+//
+// `app health` is for HEALTHCHECK: it exits 0 when /healthz says so. `app exit N`
+// exits with N, `app get URL` fetches a page: for hooks, probes and tests.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+func main() {
+	args := os.Args[1:]
+	switch {
+	case len(args) == 0:
+		serve()
+	case args[0] == "health":
+		get("http://127.0.0.1:" + port() + "/healthz")
+	case args[0] == "get" && len(args) == 2:
+		get(args[1])
+	case args[0] == "exit" && len(args) == 2:
+		code, err := strconv.Atoi(args[1])
+		check(err)
+		os.Exit(code)
+	default:
+		// A changed command must be seen to have arrived.
+		serve()
+	}
+}
+
+func serve() {
+	started := time.Now()
+	version := os.Getenv("APP_VERSION")
+	fmt.Printf("app %s starts\n", version)
+	if line := os.Getenv("APP_LOG"); line != "" {
+		fmt.Println(line)
+	}
+	for i := range number("APP_LOG_LINES") {
+		fmt.Printf("line %d of %s\n", i+1, version)
+	}
+	if path := os.Getenv("APP_WRITE"); path != "" {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		check(err)
+		_, err = fmt.Fprintln(f, version)
+		check(err)
+		check(f.Close())
+	}
+
+	if os.Getenv("APP_EXIT_CODE") != "" {
+		time.AfterFunc(duration("APP_EXIT_AFTER"), func() { os.Exit(number("APP_EXIT_CODE")) })
+	}
+	if os.Getenv("APP_EAT_MEMORY") != "" {
+		go eat()
+	}
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+
+	if os.Getenv("APP_LISTEN_AFTER") != "never" {
+		time.AfterFunc(duration("APP_LISTEN_AFTER"), func() {
+			l, err := net.Listen("tcp", ":"+port())
+			check(err)
+			check(http.Serve(l, handler(version, started)))
+		})
+	}
+	for range term {
+		if os.Getenv("APP_IGNORE_TERM") != "" {
+			continue
+		}
+		time.Sleep(duration("APP_STOP_AFTER"))
+		os.Exit(0)
+	}
+}
+
+func handler(version string, started time.Time) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, version)
+	})
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if after := os.Getenv("APP_UNHEALTHY_AFTER"); after != "" && time.Since(started) >= duration("APP_UNHEALTHY_AFTER") {
+			http.Error(w, "unhealthy since "+after, http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprint(w, "ok")
+	})
+	// What the process was started with, to compare before and after.
+	mux.HandleFunc("/self", func(w http.ResponseWriter, _ *http.Request) {
+		host, _ := os.Hostname()
+		dir, _ := os.Getwd()
+		fmt.Fprintf(w, "args %q\nenv %q\nhost %s\ndir %s\nuid %d\n", os.Args, os.Environ(), host, dir, os.Getuid())
+	})
+	return mux
+}
+
+func eat() {
+	var all [][]byte
+	for {
+		b := make([]byte, 4<<20)
+		for i := 0; i < len(b); i += 512 {
+			b[i] = 1
+		}
+		all = append(all, b)
+		// Without a limit the machine would be eaten; a test wants at most this.
+		if len(all) > 256 {
+			select {}
+		}
+	}
+}
+
+func get(url string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	check(err)
+	resp, err := http.DefaultClient.Do(req)
+	check(err)
+	defer resp.Body.Close()
+	_, err = io.Copy(os.Stdout, resp.Body)
+	check(err)
+	if resp.StatusCode != http.StatusOK {
+		os.Exit(1)
+	}
+}
+
+func port() string {
+	if p := os.Getenv("APP_PORT"); p != "" {
+		return p
+	}
+	return "8080"
+}
+
+func duration(key string) time.Duration {
+	s := os.Getenv(key)
+	if s == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(s)
+	check(err)
+	return d
+}
+
+func number(key string) int {
+	s := os.Getenv(key)
+	if s == "" {
+		return 0
+	}
+	n, err := strconv.Atoi(s)
+	check(err)
+	return n
+}
+
+func check(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "app:", err)
+		os.Exit(1)
+	}
+}

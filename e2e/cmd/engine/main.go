@@ -1,0 +1,116 @@
+// Engine runs a command with a Docker Engine: `engine run CMD...` sets
+// DOCKER_HOST to an engine that answers, or to a private one that it starts,
+// installing dockerd if need be, and ends afterwards.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/updaterd/updaterd/e2e/engine"
+)
+
+func main() {
+	if len(os.Args) < 3 || os.Args[1] != "run" {
+		fmt.Fprintln(os.Stderr, "usage: engine run CMD [ARG...]")
+		os.Exit(2)
+	}
+	code, err := run(os.Args[2:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "engine:", err)
+	}
+	os.Exit(code)
+}
+
+func run(argv []string) (code int, err error) {
+	// From here on a signal ends the command, not us: we have to clean up.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+
+	host, err := engine.Find(ctx)
+	if err != nil {
+		return 1, err
+	}
+	if host != "" {
+		fmt.Fprintln(os.Stderr, "engine: using", host)
+	} else {
+		stopped := make(chan struct{})
+		var caught os.Signal
+		go func() {
+			defer close(stopped)
+			select {
+			case caught = <-signals:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		if err := engine.Install(ctx, os.Stderr); err != nil {
+			return 1, err
+		}
+		startCtx, started := context.WithCancel(ctx)
+		private, err := engine.Start(startCtx, engine.Options{})
+		started()
+		if err != nil {
+			return 1, err
+		}
+		defer func() {
+			if stopErr := private.Stop(); stopErr != nil {
+				code, err = max(code, 1), errors.Join(err, stopErr)
+			}
+		}()
+		cancel()
+		<-stopped
+		if caught != nil {
+			return 128 + int(caught.(syscall.Signal)), nil
+		}
+		host = private.Host
+		fmt.Fprintln(os.Stderr, "engine: started a private one at", host)
+	}
+
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST="+host)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	// A group of its own, so that a signal reaches all that the command started,
+	// and once.
+	// And should we be killed, it is told to end: see engine.Start.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	runtime.LockOSThread()
+	if err := cmd.Start(); err != nil {
+		return 1, err
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	var kill <-chan time.Time
+	for {
+		select {
+		case s := <-signals:
+			_ = syscall.Kill(-cmd.Process.Pid, s.(syscall.Signal))
+			if kill == nil {
+				kill = time.After(30 * time.Second)
+			}
+		case <-kill:
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		case err := <-done:
+			var exit *exec.ExitError
+			if errors.As(err, &exit) {
+				if w, ok := exit.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+					return 128 + int(w.Signal()), nil
+				}
+				return exit.ExitCode(), nil
+			}
+			if err != nil {
+				return 1, err
+			}
+			return 0, nil
+		}
+	}
+}

@@ -1,0 +1,330 @@
+package stage
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/volume"
+	"github.com/docker/docker/client"
+	"github.com/docker/docker/pkg/stdcopy"
+	"github.com/docker/go-connections/nat"
+	"github.com/stretchr/testify/require"
+	"github.com/updaterd/updaterd/e2e/engine"
+)
+
+// Label marks all that a test makes on an engine; its value is the test's own.
+const Label = "updaterd-e2e"
+
+// Docker is a Docker Engine, as one test sees it. What the test makes there
+// carries its Label, and is removed when the test ends.
+type Docker struct {
+	*client.Client
+	// Host is where the engine is, for DOCKER_HOST. An updaterd that is pointed
+	// there sees all containers; see Scoped.
+	Host string
+	// Engine is set when the engine is the test's own, to kill and restart.
+	Engine *engine.Engine
+	// Mark is the value of Label on what this test makes.
+	Mark string
+
+	t     TB
+	hosts map[string]bool // registries that images came from
+}
+
+// OpenDocker returns the engine that all tests share: the one that DOCKER_HOST
+// or the default socket names, or else a private one.
+func OpenDocker(t TB) *Docker {
+	t.Helper()
+	host, err := shared.engine.Host(context.WithoutCancel(t.Context()))
+	require.NoError(t, err, "these tests need a Docker Engine: see e2e/engine.sh")
+	d := newDocker(t, host)
+	t.Cleanup(d.clean)
+	return d
+}
+
+// StartDocker starts an engine for this test alone, which it may kill, freeze
+// and restart. It needs root and dockerd.
+func StartDocker(t TB, opts engine.Options) *Docker {
+	t.Helper()
+	e, err := engine.Start(t.Context(), opts)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the engine's last words:\n%s", e.LogTail(30))
+		}
+		require.NoError(t, e.Stop())
+	})
+	d := newDocker(t, e.Host)
+	d.Engine = e
+	return d
+}
+
+func newDocker(t TB, host string) *Docker {
+	t.Helper()
+	d := &Docker{
+		Host: host, t: t, hosts: map[string]bool{},
+		Mark: fmt.Sprintf("%d-%06x", os.Getpid(), rand.N(1<<24)),
+	}
+	d.Client = d.At(host)
+	return d
+}
+
+// At is a client of the engine by another way, such as a Proxy.
+func (d *Docker) At(host string) *client.Client {
+	d.t.Helper()
+	c, err := client.NewClientWithOpts(client.WithHost(host), client.WithAPIVersionNegotiation())
+	require.NoError(d.t, err)
+	d.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// Name makes a name that no other test uses: "web" becomes "web-1a2b3c".
+func (d *Docker) Name(base string) string { return fmt.Sprintf("%s-%06x", base, rand.N(1<<24)) }
+
+// Spec is a container to create: the engine's own options, with nothing
+// added but the Label.
+type Spec struct {
+	Name    string
+	Config  container.Config
+	Host    container.HostConfig
+	Network network.NetworkingConfig
+}
+
+// Publish is a binding of the app's port to one of 127.0.0.1, for Spec.Host.
+func Publish(port int) nat.PortMap {
+	return nat.PortMap{Port: []nat.PortBinding{{HostIP: "127.0.0.1", HostPort: strconv.Itoa(port)}}}
+}
+
+// Pull fetches an image and returns its id.
+func (d *Docker) Pull(ref string) string {
+	d.t.Helper()
+	d.came(ref)
+	r, err := d.ImagePull(d.t.Context(), ref, image.PullOptions{})
+	require.NoError(d.t, err)
+	defer r.Close()
+	dec := json.NewDecoder(r)
+	for {
+		var m struct{ Error string }
+		if err := dec.Decode(&m); err == io.EOF {
+			break
+		} else {
+			require.NoError(d.t, err)
+		}
+		require.Empty(d.t, m.Error, "pull %s", ref)
+	}
+	return d.Image(ref).ID
+}
+
+// Image returns what the engine knows of an image.
+func (d *Docker) Image(ref string) image.InspectResponse {
+	d.t.Helper()
+	i, err := d.ImageInspect(d.t.Context(), ref)
+	require.NoError(d.t, err)
+	return i
+}
+
+func (d *Docker) came(ref string) {
+	if host, _, ok := strings.Cut(ref, "/"); ok && strings.HasPrefix(host, "127.0.0.1:") {
+		d.hosts[host] = true
+	}
+}
+
+// Create makes a container, pulling its image first, and returns its id.
+func (d *Docker) Create(s Spec) string {
+	d.t.Helper()
+	if _, err := d.ImageInspect(d.t.Context(), s.Config.Image); errdefs.IsNotFound(err) {
+		d.Pull(s.Config.Image)
+	}
+	d.came(s.Config.Image)
+	labels := map[string]string{Label: d.Mark}
+	for k, v := range s.Config.Labels {
+		labels[k] = v
+	}
+	s.Config.Labels = labels
+	resp, err := d.ContainerCreate(d.t.Context(), &s.Config, &s.Host, &s.Network, nil, s.Name)
+	require.NoError(d.t, err)
+	return resp.ID
+}
+
+// Run creates a container and starts it.
+func (d *Docker) Run(s Spec) string {
+	d.t.Helper()
+	id := d.Create(s)
+	require.NoError(d.t, d.ContainerStart(d.t.Context(), id, container.StartOptions{}))
+	return id
+}
+
+// Inspect returns what the engine knows of a container, by name or id.
+func (d *Docker) Inspect(name string) container.InspectResponse {
+	d.t.Helper()
+	c, err := d.ContainerInspect(d.t.Context(), name)
+	require.NoError(d.t, err)
+	return c
+}
+
+// Wait inspects the container until ok; it fails after timeout with what it is
+// then. That there is no such container, or no engine, it takes for not yet.
+func (d *Docker) Wait(name string, timeout time.Duration, what string, ok func(container.InspectResponse) bool) container.InspectResponse {
+	d.t.Helper()
+	deadline := time.Now().Add(timeout)
+	for {
+		c, err := d.ContainerInspect(d.t.Context(), name)
+		if err == nil && ok(c) {
+			return c
+		}
+		if time.Now().After(deadline) {
+			d.t.Fatalf("waited %s in vain for %s to be %s; it is: %s", timeout, name, what, describe(c, err))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func describe(c container.InspectResponse, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	b, err := json.Marshal(c.State)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%s of %s, restarted %d times: %s", c.Name, c.Config.Image, c.RestartCount, b)
+}
+
+// WaitHealthy waits until the container's HEALTHCHECK passes.
+func (d *Docker) WaitHealthy(name string, timeout time.Duration) container.InspectResponse {
+	d.t.Helper()
+	return d.Wait(name, timeout, "healthy", func(c container.InspectResponse) bool {
+		return c.State.Health != nil && c.State.Health.Status == container.Healthy
+	})
+}
+
+// WaitRunning waits until the container runs.
+func (d *Docker) WaitRunning(name string, timeout time.Duration) container.InspectResponse {
+	d.t.Helper()
+	return d.Wait(name, timeout, "running", func(c container.InspectResponse) bool {
+		return c.State.Running && !c.State.Restarting
+	})
+}
+
+// Containers lists this test's containers, stopped ones too.
+func (d *Docker) Containers() []container.Summary {
+	d.t.Helper()
+	list, err := d.list(d.t.Context())
+	require.NoError(d.t, err)
+	return list
+}
+
+func (d *Docker) list(ctx context.Context) ([]container.Summary, error) {
+	return d.ContainerList(ctx, container.ListOptions{All: true, Filters: d.mine()})
+}
+
+func (d *Docker) mine() filters.Args { return filters.NewArgs(filters.Arg("label", Label+"="+d.Mark)) }
+
+// Names lists the names of this test's containers, sorted. That nothing is left
+// over is seen here.
+func (d *Docker) Names() []string {
+	d.t.Helper()
+	names := []string{}
+	for _, c := range d.Containers() {
+		for _, n := range c.Names {
+			// Names of legacy links have a second slash.
+			if n = strings.TrimPrefix(n, "/"); !strings.Contains(n, "/") {
+				names = append(names, n)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Logs returns what the container wrote.
+func (d *Docker) Logs(name string) string {
+	d.t.Helper()
+	r, err := d.ContainerLogs(d.t.Context(), name, container.LogsOptions{ShowStdout: true, ShowStderr: true})
+	require.NoError(d.t, err)
+	defer r.Close()
+	var b bytes.Buffer
+	_, err = stdcopy.StdCopy(&b, &b, r)
+	require.NoError(d.t, err)
+	return b.String()
+}
+
+// Remove removes a container by force, as another person would.
+func (d *Docker) Remove(name string) {
+	d.t.Helper()
+	require.NoError(d.t, d.ContainerRemove(d.t.Context(), name, container.RemoveOptions{Force: true, RemoveVolumes: true}))
+}
+
+// MakeNetwork creates a network that the test's end removes.
+func (d *Docker) MakeNetwork(name string, opts network.CreateOptions) string {
+	d.t.Helper()
+	if opts.Labels == nil {
+		opts.Labels = map[string]string{}
+	}
+	opts.Labels[Label] = d.Mark
+	resp, err := d.NetworkCreate(d.t.Context(), name, opts)
+	require.NoError(d.t, err)
+	return resp.ID
+}
+
+// MakeVolume creates a volume that the test's end removes.
+func (d *Docker) MakeVolume(name string) {
+	d.t.Helper()
+	_, err := d.VolumeCreate(d.t.Context(), volume.CreateOptions{Name: name, Labels: map[string]string{Label: d.Mark}})
+	require.NoError(d.t, err)
+}
+
+// clean removes all that this test made on a shared engine.
+func (d *Docker) clean() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	check := func(err error) {
+		if err != nil && !errdefs.IsNotFound(err) {
+			d.t.Errorf("clean up the engine: %v", err)
+		}
+	}
+	list, err := d.list(ctx)
+	check(err)
+	for _, c := range list {
+		if d.t.Failed() {
+			c, err := d.ContainerInspect(ctx, c.ID)
+			d.t.Logf("left on the engine: %s", describe(c, err))
+		}
+		check(d.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true}))
+	}
+	networks, err := d.NetworkList(ctx, network.ListOptions{Filters: d.mine()})
+	check(err)
+	for _, n := range networks {
+		check(d.NetworkRemove(ctx, n.ID))
+	}
+	volumes, err := d.VolumeList(ctx, volume.ListOptions{Filters: d.mine()})
+	check(err)
+	for _, v := range volumes.Volumes {
+		check(d.VolumeRemove(ctx, v.Name, true))
+	}
+	images, err := d.ImageList(ctx, image.ListOptions{})
+	check(err)
+	for _, i := range images {
+		// Names of other registries, given by other tests, must stay.
+		for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests) {
+			if host, _, _ := strings.Cut(ref, "/"); d.hosts[host] && !strings.HasSuffix(ref, "<none>") {
+				_, err := d.ImageRemove(ctx, ref, image.RemoveOptions{Force: true})
+				check(err)
+			}
+		}
+	}
+}
