@@ -307,3 +307,19 @@ func readAll(t *testing.T, r io.Reader) string {
 	require.NoError(t, err)
 	return string(b)
 }
+
+func TestStageRunsUpdaterd(t *testing.T) {
+	d := stage.OpenDocker(t)
+	u := stage.NewUpdaterd(t, d.Scoped(), "watch: labelled\n")
+	r := u.Run("version")
+	require.Zero(t, r.Code)
+	require.NotEmpty(t, r.Stdout)
+	require.Equal(t, 2, u.Run("no-such-command").Code)
+
+	daemon := u.Start("run")
+	stage.Eventually(t, 10*time.Second, "a first line of the log", func() bool { return daemon.Logs() != "" })
+	require.Zero(t, daemon.Stop(10*time.Second))
+	daemon = u.Start("run")
+	daemon.Kill()
+	require.Equal(t, -1, daemon.Wait(time.Second))
+}
