@@ -85,10 +85,24 @@ func Available() error {
 	if os.Geteuid() != 0 {
 		return errors.New("a private Docker Engine needs root: start Docker and set DOCKER_HOST, or run as root")
 	}
-	if _, err := exec.LookPath("dockerd"); err != nil {
+	if dockerd() == "" {
 		return errors.New("a private Docker Engine needs dockerd: install the package docker.io (Debian, Ubuntu), or start Docker and set DOCKER_HOST")
 	}
 	return nil
+}
+
+// sbin is where dockerd and iptables are, which the PATH of a root shell that is
+// no login shell may leave out.
+const sbin = "/usr/local/sbin:/usr/sbin:/sbin"
+
+// dockerd is the path of the program, or empty.
+func dockerd() string {
+	for _, dir := range filepath.SplitList(os.Getenv("PATH") + ":" + sbin) {
+		if path, err := exec.LookPath(filepath.Join(dir, "dockerd")); err == nil {
+			return path
+		}
+	}
+	return ""
 }
 
 // Find returns the host of an engine that answers: the one DOCKER_HOST names,
@@ -142,7 +156,7 @@ func Start(ctx context.Context, opts Options) (*Engine, error) {
 		return nil, err
 	}
 	if opts.Path == "" {
-		opts.Path = "dockerd"
+		opts.Path = dockerd()
 	}
 	sweep()
 	dir, err := os.MkdirTemp("", dirPattern)
@@ -218,6 +232,7 @@ func (e *Engine) launch(ctx context.Context) error {
 		"--shutdown-timeout", strconv.Itoa(int(shutdownTimeout.Seconds())),
 	}
 	cmd := exec.Command(e.opts.Path, append(args, e.opts.Args...)...)
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":"+sbin)
 	cmd.Stdout, cmd.Stderr = log, log
 	// Its own process group, so that a Ctrl-C meant for us does not reach it; and
 	// an end with ours, so that a killed test run does not leave it running.
@@ -635,7 +650,7 @@ func removeCgroups(name string) {
 // Install gets dockerd from Debian's package docker.io if it is missing. What
 // is installed does not start a Docker of its own. It writes to out what it does.
 func Install(ctx context.Context, out io.Writer) error {
-	if _, err := exec.LookPath("dockerd"); err == nil {
+	if dockerd() != "" {
 		return nil
 	}
 	_, err := exec.LookPath("apt-get")
