@@ -1,0 +1,276 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/updaterd/updaterd/internal/policy"
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+// rule is settings for the workloads that it fits.
+type rule struct {
+	match  map[string]glob // by key of match; a label's as "labels.NAME"
+	values map[string]written
+}
+
+// matchNames are the keys of match.
+func matchNames() names {
+	return names{leaves: []string{"backend", "namespace", "kind", "name", "image"}, sections: []string{"labels"}}
+}
+
+func (c *Config) readRules(d *document, f field) {
+	keys := settingKeys()
+	known := settingNames()
+	known.sections = []string{"match"}
+	entries(d, f, "rules", "rules", known, func(at string, line int, fields map[string]field) {
+		r := rule{match: map[string]glob{}, values: decode(d, fields, at, keys)}
+		if m, ok := fields["match"]; ok {
+			r.readMatch(d, m, at+".match")
+		} else {
+			d.problem(line, at, "has no match; say which workloads it is for, or write what is for all below defaults")
+		}
+		for _, name := range slices.Sorted(maps.Keys(r.match)) {
+			from := place{source: fmt.Sprintf("%s:%d", d.file, line)}
+			c.show(at+".match."+name, written{text: r.match[name].pattern, from: from}, false)
+		}
+		for _, k := range keys {
+			if w, ok := r.values[k.name]; ok {
+				w.from.source += fmt.Sprintf(" (%s)", at)
+				r.values[k.name] = w
+				c.show(at+"."+k.name, w, k.secret)
+			}
+		}
+		_, problems := settle(overlay(c.defaults, r.values))
+		d.problems = append(d.problems, problems...)
+		c.rules = append(c.rules, r)
+	})
+}
+
+func (r *rule) readMatch(d *document, f field, at string) {
+	fields := d.mapping(f.value, f.key.Line, at, matchNames())
+	read := func(name string, f field) {
+		s, err := raw{node: f.value}.scalar("a pattern such as \"web-*\"", "!!str")
+		if err == nil && s == "" {
+			err = errors.New("is empty and would fit nothing; write a pattern such as \"web-*\"")
+		}
+		if err != nil {
+			d.problem(f.line(), join(at, name), "%v", err)
+			return
+		}
+		r.match[name] = newGlob(s)
+	}
+	for _, name := range matchNames().leaves {
+		if f, ok := fields[name]; ok {
+			read(name, f)
+		}
+	}
+	if labels, ok := fields["labels"]; ok {
+		r.readLabels(d, labels, at, read)
+	}
+	if len(f.value.Content) == 0 {
+		d.problem(f.key.Line, at, "is empty and would fit everything; write what is for all below defaults")
+	}
+}
+
+// readLabels walks the one map whose keys are anybody's: names of labels, with
+// their dots and capitals.
+func (r *rule) readLabels(d *document, f field, at string, read func(string, field)) {
+	if f.value.Kind != yaml.MappingNode {
+		d.problem(f.key.Line, at+".labels", "is %s; write a map of label names and patterns", kindOf(f.value))
+		return
+	}
+	for i := 0; i+1 < len(f.value.Content); i += 2 {
+		key, value := f.value.Content[i], f.value.Content[i+1]
+		name := "labels." + key.Value
+		if _, twice := r.match[name]; twice {
+			d.problem(key.Line, join(at, name), "is written twice; keep one")
+			continue
+		}
+		if value = d.resolve(value, join(at, name)); value != nil {
+			read(name, field{key, value})
+		}
+	}
+}
+
+// fits reports whether every key of the rule's match fits the workload.
+func (r rule) fits(w updater.Workload) bool {
+	for name, g := range r.match {
+		var fits bool
+		switch name {
+		case "backend":
+			fits = g.fits(w.Backend)
+		case "namespace":
+			fits = g.fits(w.Namespace)
+		case "kind":
+			fits = g.fits(w.Kind)
+		case "name":
+			fits = g.fits(w.Name)
+		case "image":
+			fits = slices.ContainsFunc(spellings(w.Image), g.fits)
+		default:
+			value, has := w.Labels[strings.TrimPrefix(name, "labels.")]
+			fits = has && g.fits(value)
+		}
+		if !fits {
+			return false
+		}
+	}
+	return true
+}
+
+// spellings are the ways to write the reference of an image, any of which a
+// pattern may fit: as it is written, as Docker shortens it, and in full, each
+// with its tag and without.
+func spellings(image string) []string {
+	all := []string{image}
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return all // an image id
+	}
+	bare := reference.TrimNamed(named)
+	tagged := reference.TagNameOnly(bare)
+	if t, ok := named.(reference.Tagged); ok {
+		if withTag, err := reference.WithTag(bare, t.Tag()); err == nil {
+			tagged = withTag
+		}
+	}
+	for _, ref := range []reference.Named{bare, tagged} {
+		all = append(all, ref.String(), reference.FamiliarString(ref))
+	}
+	return all
+}
+
+// overlay lays values over others.
+func overlay(below map[string]written, layers ...map[string]written) map[string]written {
+	all := maps.Clone(below)
+	for _, above := range layers {
+		maps.Copy(all, above)
+	}
+	return all
+}
+
+// settle makes settings of effective values, all of which must be present, and
+// checks what only shows when they are together.
+func settle(values map[string]written) (updater.Settings, Problems) {
+	var s updater.Settings
+	put(&s, settingKeys(), values)
+	// The zero Hook is none, whatever its timeout would be.
+	for _, h := range []*updater.Hook{&s.PreUpdate, &s.PostUpdate} {
+		if len(h.Command) == 0 {
+			*h = updater.Hook{}
+		}
+	}
+	_, err := policy.Parse(s.Policy)
+	var problems Problems
+	for _, err := range unjoin(err) {
+		var fe *policy.FieldError
+		if !errors.As(err, &fe) {
+			problems = append(problems, values["policy"].from.problem(err))
+			continue
+		}
+		from := values[fe.Key].from
+		problems = append(problems, from.problem(fmt.Errorf("%q: %s", fe.Value, fe.Problem)))
+	}
+	return s, problems
+}
+
+// unjoin are the errors that errors.Join put together.
+func unjoin(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+// Settings are the effective settings of a workload: what is written on it,
+// over the first rule whose every match key fits, over the defaults. Its error
+// is a Problems that names every bad key written on the workload.
+func (c *Config) Settings(w updater.Workload) (updater.Settings, error) {
+	own, problems := onWorkload(w)
+	s, more := settle(overlay(c.defaults, c.rule(w), own))
+	return s, append(problems, more...).err()
+}
+
+// Explain lists the effective settings of a workload and where each came from.
+// A setting on the workload that Settings refuses is not in effect, and not
+// here.
+func (c *Config) Explain(w updater.Workload) []Value {
+	own, _ := onWorkload(w) // reported by Settings
+	values := overlay(c.defaults, c.rule(w), own)
+	var all []Value
+	for _, k := range settingKeys() {
+		v := values[k.name]
+		all = append(all, Value{k.name, v.text, v.from.source})
+	}
+	return all
+}
+
+// rule is what the first rule that fits says, nil when none does.
+func (c *Config) rule(w updater.Workload) map[string]written {
+	for _, r := range c.rules {
+		if r.fits(w) {
+			return r.values
+		}
+	}
+	return nil
+}
+
+// onWorkload reads what is written on a workload: labels on a Docker host,
+// annotations in a cluster.
+func onWorkload(w updater.Workload) (map[string]written, Problems) {
+	label := "label updaterd."
+	if w.Namespace != "" {
+		label = "annotation updaterd.dev/"
+	}
+	keys, known := settingKeys(), settingNames()
+	values := map[string]written{}
+	var problems Problems
+	for _, name := range slices.Sorted(maps.Keys(w.Written)) {
+		from := place{file: w.ID, key: label + name, source: label + name}
+		text := strings.TrimSpace(w.Written[name])
+		long := name
+		if l, ok := known.short[name]; ok {
+			long = l
+		}
+		i := slices.Index(known.leaves, long) // in the order of the table
+		if i < 0 {
+			err := errors.New("is not a setting" + meant(name, siblingsInFull(known)))
+			if refused := known.refused[name]; refused != "" {
+				err = errors.New(strings.Replace(refused, "write it at the top, not indented", "write it in the configuration file", 1))
+			}
+			problems = append(problems, from.problem(err))
+			continue
+		}
+		if before, twice := values[long]; twice {
+			problems = append(problems, from.problem(fmt.Errorf("says the same as %s; keep one", before.from.key)))
+			continue
+		}
+		v, err := keys[i].read(raw{text: text})
+		if err != nil {
+			problems = append(problems, from.problem(err))
+			continue
+		}
+		values[long] = written{v, text, from}
+	}
+	return values, problems
+}
+
+// siblingsInFull are all names of settings, as a label has them.
+func siblingsInFull(known names) []string {
+	all := slices.Clone(known.leaves)
+	for brief := range known.short {
+		all = append(all, brief)
+	}
+	slices.Sort(all)
+	return all
+}
