@@ -106,22 +106,16 @@ func dockerd() string {
 }
 
 // Find returns the host of an engine that answers: the one DOCKER_HOST names,
-// or else the one at the default socket. It reports an error only when
-// DOCKER_HOST names an engine that does not answer; with neither, host is empty.
-func Find(ctx context.Context) (host string, err error) {
+// or else the one at the default socket. With neither, host is empty.
+func Find(ctx context.Context) (host string) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if host = os.Getenv("DOCKER_HOST"); host != "" {
-		if err := Ping(ctx, host); err != nil {
-			return "", fmt.Errorf("the engine at DOCKER_HOST does not answer, start it or unset DOCKER_HOST: %w", err)
+	for _, host := range []string{os.Getenv("DOCKER_HOST"), "unix:///var/run/docker.sock"} {
+		if host != "" && Ping(ctx, host) == nil {
+			return host
 		}
-		return host, nil
 	}
-	host = "unix:///var/run/docker.sock"
-	if Ping(ctx, host) != nil {
-		return "", nil
-	}
-	return host, nil
+	return ""
 }
 
 // Ping asks the engine at host for a sign of life, once. TLS is not offered.
@@ -693,7 +687,7 @@ type Shared struct {
 // Host returns where the engine is.
 func (s *Shared) Host(ctx context.Context) (string, error) {
 	s.once.Do(func() {
-		if s.host, s.err = Find(ctx); s.err != nil || s.host != "" {
+		if s.host = Find(ctx); s.host != "" {
 			return
 		}
 		if s.private, s.err = Start(ctx, Options{}); s.err == nil {

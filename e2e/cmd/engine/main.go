@@ -36,9 +36,9 @@ func run(argv []string) (code int, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 
-	host, err := engine.Find(ctx)
-	if err != nil {
-		return 1, err
+	host := engine.Find(ctx)
+	if named := os.Getenv("DOCKER_HOST"); named != "" && named != host {
+		fmt.Fprintln(os.Stderr, "engine: the one at DOCKER_HOST does not answer:", named)
 	}
 	if host != "" {
 		fmt.Fprintln(os.Stderr, "engine: using", host)
