@@ -113,11 +113,13 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 		return c, true
 
 	case Committing:
+		// From here on there is no going back: a commit that was broken off may
+		// have dropped the original already. What cannot be remembered is lost.
 		if err := d.remember(lead, c, func(p Part, m *Record) {
 			m.Committed, m.Retry = p.To, nil
 			m.Seen, m.Approved = nil, nil
 		}); err != nil {
-			return goBack(c, Unclear, fmt.Sprintf("the journal cannot be written: %v", err)), true
+			log.Error("commit cannot be remembered, a later roll-back by hand will not be seen as one", "err", err)
 		}
 		if !d.insist(lead, stop, log, "commit does not succeed", func() error { return d.backend.Commit(lead, c) }) {
 			return c, false

@@ -205,7 +205,6 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 		start(func() {
 			defer close(it.done)
 			p.decide(ctx, it, looks)
-			close(it.decided)
 			if it.decision.Update {
 				p.carryOut(ctx, it)
 			}
@@ -282,6 +281,7 @@ func cycle(at, it *item, seen map[*item]bool) []string {
 // decide looks at one workload and decides. It only reads, but for what a
 // pass that acts remembers.
 func (p *pass) decide(ctx context.Context, it *item, looks chan struct{}) {
+	defer close(it.decided)
 	defer p.tell(it)
 	id := it.workload.ID
 	if it.decision.Reason != "" {

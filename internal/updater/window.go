@@ -146,21 +146,20 @@ func (w *Window) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// Open reports whether a change may begin at now.
+// Open reports whether a change may begin at now. What a clock on the wall
+// reads decides: in the night in which it is put forward, a window within the
+// hour that is left out does not come; in that in which it is put back, one
+// within the hour that comes twice comes twice.
 func (w Window) Open(now time.Time) bool {
-	if len(w.spans) == 0 {
-		return true
-	}
-	for _, sp := range w.spans {
-		// A span that began the day before may still be open.
-		for _, ago := range []int{0, 1} {
-			from, to := sp.on(now, -ago)
-			if !from.IsZero() && !now.Before(from) && now.Before(to) {
-				return true
-			}
-		}
-	}
-	return false
+	return len(w.spans) == 0 || slices.ContainsFunc(w.spans, func(sp span) bool { return sp.open(now) })
+}
+
+func (sp span) open(now time.Time) bool {
+	wall := now.In(sp.loc)
+	minute, today := wall.Hour()*60+wall.Minute(), wall.Weekday()
+	yesterday := (today + 6) % 7
+	return sp.days[today] && sp.from <= minute && minute < sp.to ||
+		sp.days[yesterday] && minute+minutesPerDay < sp.to
 }
 
 // Next is when the window opens next after now; now itself when it is open.
@@ -170,26 +169,42 @@ func (w Window) Next(now time.Time) time.Time {
 	}
 	var next time.Time
 	for _, sp := range w.spans {
-		// Eight days see every weekday once more, today's span being over.
-		for ahead := range 9 {
-			from, _ := sp.on(now, ahead)
-			if from.After(now) && (next.IsZero() || from.Before(next)) {
-				next = from
-			}
+		if t := sp.next(now); next.IsZero() || t.Before(next) {
+			next = t
 		}
 	}
 	return next
 }
 
-// on is the span that begins so many days from now; zero times when there is
-// none that day. Wall-clock times that a change to summer time skips are
-// moved by time.Date past the gap, so a span within the gap is empty that day.
-func (sp span) on(now time.Time, days int) (from, to time.Time) {
-	y, m, d := now.In(sp.loc).Date()
-	day := time.Date(y, m, d+days, 12, 0, 0, 0, sp.loc) // noon exists on every day
-	if !sp.days[day.Weekday()] {
-		return time.Time{}, time.Time{}
+// next is when a span that is shut opens. That is when a clock comes to read
+// its beginning, or when it is put forward or back and then reads a time within.
+// Each is looked at with every offset from UTC that the zone has meanwhile.
+func (sp span) next(now time.Time) time.Time {
+	// A span of one day in the week comes within seven days; an hour that is
+	// left out can swallow that once, and a zone that changes sides of the date
+	// line a day more.
+	const days = 16
+	end := now.AddDate(0, 0, days)
+	var opens []time.Time
+	for z := now.In(sp.loc); ; {
+		_, offset := z.Zone()
+		y, m, d := z.Date()
+		for ahead := range days + 1 {
+			utc := time.Date(y, m, d+ahead, 0, sp.from, 0, 0, time.UTC)
+			opens = append(opens, utc.Add(-time.Duration(offset)*time.Second).In(sp.loc))
+		}
+		_, change := z.ZoneBounds()
+		if change.IsZero() || change.After(end) {
+			break
+		}
+		opens = append(opens, change)
+		z = change
 	}
-	y, m, d = day.Date()
-	return time.Date(y, m, d, 0, sp.from, 0, 0, sp.loc), time.Date(y, m, d, 0, sp.to, 0, 0, sp.loc)
+	slices.SortFunc(opens, time.Time.Compare)
+	for _, t := range opens {
+		if t.After(now) && sp.open(t) {
+			return t
+		}
+	}
+	return end // not reached; looking again then is right whatever was missed
 }

@@ -1,0 +1,184 @@
+package updater_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/robfig/cron/v3"
+	"github.com/stretchr/testify/require"
+
+	"github.com/updaterd/updaterd/internal/backendtest"
+	"github.com/updaterd/updaterd/internal/policy"
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+const (
+	oldDigest = "sha256:0000000000000000000000000000000000000000000000000000000000000001"
+	newDigest = "sha256:0000000000000000000000000000000000000000000000000000000000000002"
+)
+
+// world is a host, a disk and a registry that survive the processes that are
+// run in them.
+type world struct {
+	t        *testing.T
+	host     *backendtest.Host
+	disk     *backendtest.Disk
+	registry *backendtest.Registry
+	notified *notifier
+	settings updater.Settings
+}
+
+func newWorld(t *testing.T, b backendtest.Behaviour) *world {
+	w := &world{t: t, host: backendtest.NewHost(), disk: &backendtest.Disk{}, registry: &backendtest.Registry{}, notified: &notifier{},
+		settings: updater.Settings{
+			Enabled: true, Mode: updater.ModeUpdate, Policy: policy.Spec{Policy: "digest"}, Pin: updater.PinRespect, Keep: 1,
+			Health: updater.Health{Stable: 10 * time.Second},
+		}}
+	w.host.Image(oldDigest, backendtest.Good)
+	w.host.Image(newDigest, b)
+	w.host.Run("web", "web:1", oldDigest, "always")
+	w.registry.Publish("web:1", newDigest)
+	return w
+}
+
+// process is an updater in a world. It dies at its nth step (0: never): from
+// then on its goroutines end wherever they would change something.
+func (w *world) process(dieAt int) (*updater.Updater, *death) {
+	d := &death{at: dieAt}
+	backend := &backendtest.Process{Host: w.host, ID: "local", Step: d.step}
+	state := &backendtest.State{Disk: w.disk, Step: d.step}
+	return updater.New([]updater.Place{{Backend: backend, State: state}}, w.rules(), slog.New(slog.NewTextHandler(io.Discard, nil))), d
+}
+
+func (w *world) rules() updater.Rules {
+	return updater.Rules{
+		Settings: func(updater.Workload) (updater.Settings, error) { return w.settings, nil },
+		Schedule: cron.Every(time.Minute), Parallel: 4, Registry: w.registry, Notifier: w.notified,
+	}
+}
+
+func (w *world) once() []updater.Row {
+	u, _ := w.process(0)
+	rows, err := u.Once(context.Background(), nil)
+	require.NoError(w.t, err)
+	return rows
+}
+
+// holds checks the promise: one container, under its name, running, as
+// configured, on the image given.
+func (w *world) holds(digest string, msg string) {
+	w.t.Helper()
+	all := w.host.Containers()
+	require.Len(w.t, all, 1, "%s: left over: %v", msg, all)
+	require.Equal(w.t, "web", all[0].Name, msg)
+	require.True(w.t, all[0].Running, "%s: it does not run", msg)
+	require.Equal(w.t, "always", all[0].Restart, msg)
+	require.Equal(w.t, "config of web", all[0].Config, msg)
+	require.Equal(w.t, digest, all[0].Digest, msg)
+	open, err := (&backendtest.State{Disk: w.disk}).Open(context.Background())
+	require.NoError(w.t, err)
+	require.Empty(w.t, open, "%s: changes left open", msg)
+}
+
+type death struct {
+	mu    sync.Mutex
+	at    int
+	steps int
+	dead  bool
+	what  string
+}
+
+func (d *death) step(what string, done bool) error {
+	d.mu.Lock()
+	d.steps++
+	if d.at != 0 && d.steps >= d.at {
+		if !d.dead {
+			d.what = fmt.Sprintf("%s (done: %v)", what, done)
+		}
+		d.dead = true
+	}
+	dead := d.dead
+	d.mu.Unlock()
+	if dead {
+		runtime.Goexit()
+	}
+	return nil
+}
+
+type notifier struct {
+	mu      sync.Mutex
+	entries []updater.Entry
+}
+
+func (n *notifier) Notify(_ context.Context, e updater.Entry) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.entries = append(n.entries, e)
+}
+
+// TestCrashAtEveryStep kills updaterd before and after every write to the
+// journal and every call to the engine, then kills the one that recovers at
+// every step as well, with the journal kept and with the journal lost.
+func TestCrashAtEveryStep(t *testing.T) {
+	for _, behaviour := range []backendtest.Behaviour{
+		backendtest.Good, backendtest.Exits, backendtest.Unhealthy, backendtest.TurnsSick, backendtest.Hangs,
+		backendtest.CannotStart, backendtest.PortTaken, backendtest.OOM, backendtest.CannotPull,
+	} {
+		for _, lost := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, journal lost %v", behaviour, lost), func(t *testing.T) {
+				first, scenarios := 1, 0
+				for ; ; first++ {
+					more := false
+					for second := 1; ; second++ {
+						died, again := crashTwice(t, behaviour, first, second, lost)
+						scenarios++
+						more = more || died
+						if !died || !again {
+							break
+						}
+					}
+					if !more {
+						break
+					}
+				}
+				require.Greater(t, first, 8, "the crashes must have come somewhere")
+				t.Logf("%d scenarios", scenarios)
+			})
+		}
+	}
+}
+
+// crashTwice reports whether the first and the second process came to die.
+func crashTwice(t *testing.T, b backendtest.Behaviour, first, second int, lost bool) (died, again bool) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, b)
+		u, d := w.process(first)
+		_, _ = u.Once(t.Context(), nil)
+		died = d.dead
+		if lost {
+			w.disk.Lose()
+		}
+		u, d2 := w.process(second)
+		_, _ = u.Once(t.Context(), nil)
+		again = d2.dead
+		if lost {
+			w.disk.Lose()
+		}
+		w.once()
+		w.once() // a pass that was refused anew may have to come first
+
+		want := oldDigest
+		if b == backendtest.Good {
+			want = newDigest
+		}
+		w.holds(want, fmt.Sprintf("died at %d: %s, then at %d: %s", first, d.what, second, d2.what))
+	})
+	return died, again
+}
