@@ -1,0 +1,171 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+const (
+	tagsLimit = 32 << 20 // bytes, over all pages
+	tagPages  = 1000
+	// tagsPerPage is a hint. Artifactory pages only when asked to, others have
+	// smaller pages whatever one asks for.
+	tagsPerPage = "1000"
+)
+
+// listTags follows the pages of n's tag list to its end.
+func (c *Client) listTags(ctx context.Context, n name) ([]string, error) {
+	var all []string
+	what := "the tags of " + n.repo
+	next := "/v2/" + n.repo + "/tags/list?n=" + tagsPerPage
+	seen := map[string]bool{}
+	for left := int64(tagsLimit); next != "" && !seen[next]; {
+		if len(seen) == tagPages {
+			return nil, nonsense("%s has more than %d pages of %s, which is more than is read: use the policy digest", n.host, tagPages, what)
+		}
+		seen[next] = true
+		a, cr, err := c.ask(ctx, n, question{method: http.MethodGet, kind: "tags", path: next, accept: "application/json", limit: left})
+		if err != nil {
+			return nil, err
+		}
+		switch a.status {
+		case http.StatusOK:
+		case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
+			// GitLab's deploy tokens and others may pull and not list.
+			if len(seen) == 1 && c.readable.has(n.repository()) {
+				return nil, refuse(updater.Unauthorized, "%s lets %s read %s but not list its tags (%d): give credentials that may, or use the policy digest, which needs no list",
+					n.host, cr.who(), n.repo, a.status)
+			}
+			return nil, refuseStatus(n, what, a, cr)
+		default:
+			return nil, refuseStatus(n, what, a, cr)
+		}
+		left -= int64(len(a.body))
+		var page struct {
+			Name *string         `json:"name"`
+			Tags json.RawMessage `json:"tags"`
+		}
+		var tags []string
+		if isHTML(a.header) {
+			return nil, nonsense("%s answers with a web page instead of %s: see whether a proxy or a login stands between", n.host, what)
+		}
+		if err := json.Unmarshal(a.body, &page); err != nil || page.Name == nil && page.Tags == nil {
+			return nil, nonsense("%s answers with something that is no list instead of %s: see whether a proxy stands between", n.host, what)
+		}
+		if page.Tags != nil { // null and none at all are an empty list
+			if err := json.Unmarshal(page.Tags, &tags); err != nil {
+				return nil, nonsense("%s answers with something that is no list instead of %s: see whether a proxy stands between", n.host, what)
+			}
+		}
+		for _, t := range tags {
+			if validTag(t) { // what is no tag cannot be asked for
+				all = append(all, t)
+			}
+		}
+		next = nextPage(a.header, a.url)
+	}
+	// The order differs between registries, and pages may overlap.
+	slices.Sort(all)
+	return slices.Clip(slices.Compact(all)), nil
+}
+
+// validTag keeps to the grammar of the distribution specification.
+var validTag = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`).MatchString
+
+// nextPage returns path and query of the page that a Link header names as the
+// next, or "". The cursor in it is opaque and is kept as it is (distribution
+// issue 2448); scheme and host are not taken, for behind a proxy they are
+// often those of the inside.
+func nextPage(h http.Header, at *url.URL) string {
+	for _, header := range h.Values("Link") {
+		for header != "" {
+			_, rest, ok := strings.Cut(header, "<")
+			if !ok {
+				break
+			}
+			target, rest, ok := strings.Cut(rest, ">")
+			if !ok {
+				break
+			}
+			params := rest
+			if i := indexUnquoted(rest, ','); i >= 0 {
+				params, header = rest[:i], rest[i+1:]
+			} else {
+				header = ""
+			}
+			if !isNext(params) {
+				continue
+			}
+			u, err := at.Parse(strings.TrimSpace(target))
+			if err != nil || u.Opaque != "" {
+				return ""
+			}
+			return u.RequestURI()
+		}
+	}
+	return ""
+}
+
+// isNext reads the parameters of a link (RFC 8288): rel may hold several words.
+func isNext(params string) bool {
+	for _, p := range strings.Split(params, ";") {
+		k, v, _ := strings.Cut(p, "=")
+		if !strings.EqualFold(strings.TrimSpace(k), "rel") {
+			continue
+		}
+		for _, w := range strings.Fields(strings.Trim(strings.TrimSpace(v), `"`)) {
+			if strings.EqualFold(w, "next") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func indexUnquoted(s string, sep byte) int {
+	quoted := false
+	for i := range len(s) {
+		switch {
+		case s[i] == '"':
+			quoted = !quoted
+		case s[i] == sep && !quoted:
+			return i
+		}
+	}
+	return -1
+}
+
+// set remembers names.
+type set struct {
+	mu sync.Mutex
+	m  map[string]bool
+}
+
+func (s *set) add(k string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m == nil {
+		s.m = map[string]bool{}
+	}
+	s.m[k] = true
+}
+
+func (s *set) has(k string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.m[k]
+}
+
+func (s *set) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.m)
+}
