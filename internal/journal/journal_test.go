@@ -22,7 +22,7 @@ import (
 
 func newFile(t *testing.T, dir string) *File {
 	t.Helper()
-	return New(dir, "local", slog.New(slog.DiscardHandler))
+	return New(dir, "local", discard())
 }
 
 // logged is a log to look into.
@@ -339,3 +339,5 @@ func TestOwner(t *testing.T) {
 		require.ErrorContains(t, err, "id of this installation")
 	})
 }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }

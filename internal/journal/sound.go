@@ -25,7 +25,6 @@ const (
 
 	branchFlag   = 0x01
 	leafFlag     = 0x02
-	metaFlag     = 0x04
 	freelistFlag = 0x10
 	bucketFlag   = 0x01 // of a leaf's element
 )
@@ -77,48 +76,36 @@ type walk struct {
 // transaction. One invalid page is what a crash in mid-commit leaves.
 func (w *walk) meta() (meta, error) {
 	var newest meta
-	var problem error
 	found := false
 	for id := range int64(2) {
-		m, err := w.metaPage(id)
-		if err != nil {
-			if !isDamage(err) {
-				return meta{}, err
-			}
-			problem = err
+		page := make([]byte, pageHeader+metaSum+8)
+		if _, err := w.r.ReadAt(page, id*pageSize); err != nil {
+			return meta{}, fmt.Errorf("page %d: %w", id, err)
+		}
+		number := binary.NativeEndian
+		body := page[pageHeader:]
+		hash := fnv.New64a()
+		hash.Write(body[:metaSum])
+		if number.Uint32(body) != boltMagic || number.Uint32(body[4:]) != boltVersion || number.Uint64(body[metaSum:]) != hash.Sum64() {
 			continue
+		}
+		if number.Uint32(body[8:]) != pageSize {
+			return meta{}, &damage{fmt.Errorf("page %d: not the page size of this journal", id)}
+		}
+		m := meta{
+			root:     number.Uint64(body[16:]),
+			freelist: number.Uint64(body[32:]),
+			pages:    number.Uint64(body[40:]),
+			txid:     number.Uint64(body[48:]),
 		}
 		if !found || m.txid > newest.txid {
 			newest, found = m, true
 		}
 	}
 	if !found {
-		return meta{}, problem
+		return meta{}, &damage{errors.New("neither of its first pages is valid")}
 	}
 	return newest, nil
-}
-
-func (w *walk) metaPage(id int64) (meta, error) {
-	page := make([]byte, pageHeader+metaSum+8)
-	if _, err := w.r.ReadAt(page, id*pageSize); err != nil {
-		return meta{}, fmt.Errorf("page %d: %w", id, err)
-	}
-	le := binary.NativeEndian
-	body := page[pageHeader:]
-	hash := fnv.New64a()
-	hash.Write(body[:metaSum])
-	switch {
-	case le.Uint32(body) != boltMagic || le.Uint64(body[metaSum:]) != hash.Sum64():
-		return meta{}, &damage{fmt.Errorf("page %d: its checksum is wrong", id)}
-	case le.Uint32(body[4:]) != boltVersion || le.Uint32(body[8:]) != pageSize:
-		return meta{}, &damage{fmt.Errorf("page %d: not the format of this journal", id)}
-	}
-	return meta{
-		root:     le.Uint64(body[16:]),
-		freelist: le.Uint64(body[32:]),
-		pages:    le.Uint64(body[40:]),
-		txid:     le.Uint64(body[48:]),
-	}, nil
 }
 
 // take marks count pages from id on as used.
@@ -148,12 +135,12 @@ func (w *walk) page(id uint64) (p []byte, flags uint16, count int, err error) {
 	if _, err := w.r.ReadAt(w.buf[:pageSize], offset); err != nil {
 		return nil, 0, 0, fmt.Errorf("page %d: %w", id, err)
 	}
-	le := binary.NativeEndian
-	if le.Uint64(w.buf) != id {
+	number := binary.NativeEndian
+	if number.Uint64(w.buf) != id {
 		return nil, 0, 0, &damage{fmt.Errorf("page %d: it says it is another", id)}
 	}
-	flags, count = le.Uint16(w.buf[8:]), int(le.Uint16(w.buf[10:]))
-	span := uint64(le.Uint32(w.buf[12:])) + 1
+	flags, count = number.Uint16(w.buf[8:]), int(number.Uint16(w.buf[10:]))
+	span := uint64(number.Uint32(w.buf[12:])) + 1
 	if err := w.take(id, span); err != nil {
 		return nil, 0, 0, err
 	}
@@ -177,18 +164,18 @@ func (w *walk) freelist(id uint64) error {
 	if flags != freelistFlag {
 		return &damage{fmt.Errorf("page %d: not a list of free pages", id)}
 	}
-	le := binary.NativeEndian
+	number := binary.NativeEndian
 	ids := p[pageHeader:]
 	n := uint64(count)
 	if count == 0xFFFF { // then the first number is the count
-		n, ids = le.Uint64(ids), ids[8:]
+		n, ids = number.Uint64(ids), ids[8:]
 	}
 	if n > uint64(len(ids)/8) {
 		return &damage{fmt.Errorf("page %d: more free pages than it has room for", id)}
 	}
 	var last uint64
 	for i := range n {
-		free := le.Uint64(ids[i*8:])
+		free := number.Uint64(ids[i*8:])
 		if free <= last {
 			return &damage{fmt.Errorf("page %d: free pages out of order", id)}
 		}
@@ -245,7 +232,7 @@ func (w *walk) tree(id uint64, low, high []byte, root bool) error {
 
 // branch returns the children that a branch page lists.
 func branch(p []byte, count int, low, high []byte) ([]child, error) {
-	le := binary.NativeEndian
+	number := binary.NativeEndian
 	if count == 0 {
 		return nil, errors.New("a branch without children")
 	}
@@ -255,7 +242,7 @@ func branch(p []byte, count int, low, high []byte) ([]child, error) {
 		if at+elementHeader > len(p) {
 			return nil, errors.New("more elements than it has room for")
 		}
-		key, _, err := element(p, at, count, le.Uint32(p[at:]), le.Uint32(p[at+4:]), 0)
+		key, _, err := element(p, at, count, number.Uint32(p[at:]), number.Uint32(p[at+4:]), 0)
 		if err != nil {
 			return nil, err
 		}
@@ -266,7 +253,7 @@ func branch(p []byte, count int, low, high []byte) ([]child, error) {
 		if i > 0 {
 			children[i-1].high = low
 		}
-		children = append(children, child{page: le.Uint64(p[at+8:]), low: low, high: high})
+		children = append(children, child{page: number.Uint64(p[at+8:]), low: low, high: high})
 	}
 	return children, nil
 }
@@ -274,15 +261,15 @@ func branch(p []byte, count int, low, high []byte) ([]child, error) {
 // leaf checks the elements of a leaf page, which may lie within a bucket's
 // value, and returns the roots of the buckets it holds.
 func leaf(p []byte, count int, low, high []byte, inline bool) ([]child, error) {
-	le := binary.NativeEndian
+	number := binary.NativeEndian
 	var buckets []child
 	for i := range count {
 		at := pageHeader + i*elementHeader
 		if at+elementHeader > len(p) {
 			return nil, errors.New("more elements than it has room for")
 		}
-		flags := le.Uint32(p[at:])
-		key, value, err := element(p, at, count, le.Uint32(p[at+4:]), le.Uint32(p[at+8:]), le.Uint32(p[at+12:]))
+		flags := number.Uint32(p[at:])
+		key, value, err := element(p, at, count, number.Uint32(p[at+4:]), number.Uint32(p[at+8:]), number.Uint32(p[at+12:]))
 		if err != nil {
 			return nil, err
 		}
@@ -294,14 +281,14 @@ func leaf(p []byte, count int, low, high []byte, inline bool) ([]child, error) {
 		case flags == 0:
 		case flags != bucketFlag || inline || len(value) < bucketHeader:
 			return nil, errors.New("an element of an unknown kind")
-		case le.Uint64(value) != 0:
-			buckets = append(buckets, child{page: le.Uint64(value)})
+		case number.Uint64(value) != 0:
+			buckets = append(buckets, child{page: number.Uint64(value)})
 		default: // a small bucket lies within its value
 			page := value[bucketHeader:]
-			if len(page) < pageHeader || le.Uint16(page[8:]) != leafFlag || le.Uint32(page[12:]) != 0 {
+			if len(page) < pageHeader || number.Uint16(page[8:]) != leafFlag || number.Uint32(page[12:]) != 0 {
 				return nil, errors.New("a bucket of an unknown kind")
 			}
-			if _, err := leaf(page, int(le.Uint16(page[10:])), nil, nil, true); err != nil {
+			if _, err := leaf(page, int(number.Uint16(page[10:])), nil, nil, true); err != nil {
 				return nil, err
 			}
 		}
