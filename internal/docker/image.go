@@ -1,0 +1,252 @@
+package docker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+// Repositories of our own. Their tags keep images that nothing else would: no
+// registry has this name, so nobody pulls from it by accident.
+const (
+	// keptRepository holds the original's image while a change is under way, so
+	// that a prune does not take what a copy would be made from.
+	keptRepository = "updaterd.local/kept/"
+	// previousRepository holds the images to go back to by hand. Its tags begin
+	// with a time, so they sort by age.
+	previousRepository = "updaterd.local/previous/"
+)
+
+// stamp is the time at the beginning of a previous image's tag.
+const stamp = "20060102T150405Z"
+
+func keptTag(workload, change string) string {
+	return keptRepository + pathComponent(workload) + ":" + tagComponent(change)
+}
+
+func previousTag(workload string, c updater.Change) string {
+	return previousRepository + pathComponent(workload) + ":" + c.Since.UTC().Format(stamp) + "-" + tagComponent(c.ID)
+}
+
+// pathComponent makes a container's name one component of a repository's path.
+// Repositories are in lower case and narrower in other ways: a name that does
+// not fit is told from its like by a hash.
+func pathComponent(name string) string {
+	if regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*$`).MatchString(name) {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	plain := regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(name), "-")
+	return strings.Trim(plain+"-"+hex.EncodeToString(sum[:4]), "-")
+}
+
+// tagComponent makes a change's id part of a tag.
+func tagComponent(id string) string {
+	id = regexp.MustCompile(`[^A-Za-z0-9_.-]+`).ReplaceAllString(id, "-")
+	if id == "" || id[0] == '.' || id[0] == '-' {
+		id = "c" + id
+	}
+	return id[:min(len(id), 100)]
+}
+
+// localTag is the tag that ref stands for on the engine; "" if ref names its
+// image by digest, which needs no tag.
+func localTag(ref string) (string, error) {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return "", fmt.Errorf("image %q is no reference: %w", ref, err)
+	}
+	if _, ok := named.(reference.Canonical); ok {
+		return "", nil
+	}
+	return reference.TagNameOnly(named).String(), nil
+}
+
+// byDigest is ref's repository with this digest.
+func byDigest(ref, dgst string) (string, error) {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return "", fmt.Errorf("image %q is no reference: %w", ref, err)
+	}
+	s := reference.TrimNamed(named).String() + "@" + dgst
+	if _, err := reference.ParseNormalizedNamed(s); err != nil {
+		return "", fmt.Errorf("image %s: digest %q is none: %w", ref, dgst, err)
+	}
+	return s, nil
+}
+
+func (h *Host) tag(ctx context.Context, id, ref string) error {
+	ctx, cancel := context.WithTimeout(ctx, changeLimit)
+	defer cancel()
+	if err := h.client().ImageTag(ctx, id, ref); err != nil {
+		return fmt.Errorf("tagging image %s as %s: %w", id, ref, err)
+	}
+	return nil
+}
+
+// untag takes a reference away, and the image with it if that was its last.
+// It is no error if the reference has gone. An image that a container uses
+// stays, then cerrdefs.IsConflict.
+func (h *Host) untag(ctx context.Context, ref string) error {
+	ctx, cancel := context.WithTimeout(ctx, removeLimit)
+	defer cancel()
+	_, err := h.client().ImageRemove(ctx, ref, image.RemoveOptions{PruneChildren: true})
+	if err != nil && !cerrdefs.IsNotFound(err) {
+		return fmt.Errorf("untagging image %s: %w", ref, err)
+	}
+	return nil
+}
+
+// drop removes the image with this id if nothing uses it any more: no tag and
+// no container in any state. Digests alone do not keep it.
+func (h *Host) drop(ctx context.Context, id string) error {
+	img, err := h.imageOf(ctx, id)
+	if err != nil || img == nil || len(img.RepoTags) > 0 {
+		return err
+	}
+	all, err := h.list(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if c.ImageID == id {
+			return nil
+		}
+	}
+	for _, ref := range append(slices.Clone(img.RepoDigests), id) {
+		// Never by force: whoever begins to use it meanwhile keeps it.
+		if err := h.untag(ctx, ref); err != nil {
+			if cerrdefs.IsConflict(err) {
+				return nil
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// keepPrevious brings the previous images of a workload down to the number
+// that the settings keep, oldest first.
+func (h *Host) keepPrevious(ctx context.Context, c updater.Change, o origin) error {
+	keep := c.Settings.Keep
+	if keep == updater.KeepAll {
+		return nil
+	}
+	tags, err := h.tagsOf(ctx, previousRepository+pathComponent(o.Name))
+	if err != nil {
+		return err
+	}
+	for _, t := range tags[:max(len(tags)-keep, 0)] {
+		if err := h.release(ctx, t); err != nil {
+			return err
+		}
+	}
+	if keep == 0 {
+		return h.drop(ctx, o.Image)
+	}
+	return nil
+}
+
+// release takes our tag off an image, and removes the image if that was all
+// that kept it.
+func (h *Host) release(ctx context.Context, t imageTag) error {
+	err := h.untag(ctx, t.name)
+	if cerrdefs.IsConflict(err) {
+		return nil // a container uses it by this tag alone: next time
+	}
+	if err != nil {
+		return err
+	}
+	return h.drop(ctx, t.id)
+}
+
+// imageTag is a tag and the image that it stands for.
+type imageTag struct{ name, id string }
+
+// tagsOf are the tags of a repository of our own, sorted.
+func (h *Host) tagsOf(ctx context.Context, repository string) ([]imageTag, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	images, err := h.client().ImageList(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", repository))})
+	if err != nil {
+		return nil, fmt.Errorf("listing images %s: %w", repository, err)
+	}
+	var tags []imageTag
+	for _, img := range images {
+		for _, t := range img.RepoTags {
+			if strings.HasPrefix(t, repository+":") {
+				tags = append(tags, imageTag{t, img.ID})
+			}
+		}
+	}
+	slices.SortFunc(tags, func(a, b imageTag) int { return strings.Compare(a.name, b.name) })
+	return tags, nil
+}
+
+// returnTag undoes what Prepare did to the engine's tags: the tag that was
+// moved names the original's image again, so that "docker compose up" does not
+// deploy what was just rejected, and a tag that was not there goes. Unless
+// somebody has moved it since, or runs the new image by it.
+func (h *Host) returnTag(ctx context.Context, c updater.Change, o origin, newID, newImage string) error {
+	p := c.Parts[0]
+	tag, err := localTag(p.To.Ref)
+	if err != nil || tag == "" {
+		return err
+	}
+	unlock := h.refs.lock(tag)
+	defer unlock()
+	now, err := h.imageOf(ctx, tag)
+	if err != nil || now == nil || now.ID == o.Image {
+		return err
+	}
+	if newImage == "" {
+		// The new container is not there to tell.
+		ref, err := byDigest(p.To.Ref, p.To.Digest)
+		if err != nil {
+			return err
+		}
+		img, err := h.imageOf(ctx, ref)
+		if err != nil || img == nil {
+			return err
+		}
+		newImage = img.ID
+	}
+	if now.ID != newImage || !c.Disturbed && o.TagImage == newImage {
+		return nil // somebody else moved it, after or before us
+	}
+	all, err := h.list(ctx)
+	if err != nil {
+		return err
+	}
+	for _, other := range all {
+		if other.ID == newID || other.ImageID != newImage {
+			continue
+		}
+		if t, err := localTag(other.Image); err == nil && t == tag {
+			return nil
+		}
+	}
+	was, err := localTag(p.From.Ref)
+	switch {
+	case err != nil:
+		return err
+	case was == tag:
+		return h.tag(ctx, o.Image, tag)
+	case o.NewTag:
+		if err := h.untag(ctx, tag); err != nil && !cerrdefs.IsConflict(err) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,398 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/pkg/stdcopy"
+
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+const (
+	probeLimit = 5 * time.Second
+	// mostLog is how much of a container's last lines is kept.
+	mostLog = 4 << 10
+	// logLines bounds what the engine sends; long lines are cut to mostLog.
+	logLines = "100"
+	mostRead = 1 << 20
+	// leastTimeout is the least time a container gets to become healthy.
+	leastTimeout = 60 * time.Second
+)
+
+// Observe implements updater.Backend.
+func (h *Host) Observe(ctx context.Context, c updater.Change, s updater.Side) (updater.Observation, error) {
+	o, err := readOrigin(c)
+	if err != nil {
+		return updater.Observation{}, err
+	}
+	b, err := h.at(ctx, c, o, s)
+	if err != nil {
+		return updater.Observation{}, err
+	}
+	if b == nil {
+		return updater.Observation{Gone: true}, nil
+	}
+	seen := observation(b)
+	seen.Undone = s == updater.NewSide && b.name() != o.Name
+	if s == updater.OldSide && b.ID == o.ID {
+		seen.Restarts = restartsSince(b, o)
+	}
+	if !seen.Running && !seen.Restarting && seen.Fault == "" && s == updater.NewSide {
+		if was := readMark(c).Engine; was != "" {
+			if now := h.incarnation(ctx); now != "" && now != was {
+				seen.Fault, seen.Blame = "it was stopped by a restart of the engine", updater.Unclear
+			}
+		}
+	}
+	if p := c.Settings.Health.Probe; p != "" && seen.Running && !seen.Paused {
+		if seen.Probe, err = h.probe(ctx, b, p); err != nil {
+			return updater.Observation{}, err
+		}
+	}
+	if !well(seen) {
+		seen.Logs = h.logs(ctx, b)
+	}
+	return seen, nil
+}
+
+// at returns the container of one side; nil when it has gone.
+func (h *Host) at(ctx context.Context, c updater.Change, o origin, s updater.Side) (*box, error) {
+	id := o.ID
+	if s == updater.NewSide {
+		id = readMark(c).ID
+	}
+	if b, err := h.inspect(ctx, id); err != nil || b != nil {
+		return b, err
+	}
+	// The original may be a copy by now, and a mark may have been lost.
+	_, b, err := h.look(ctx, c, o)
+	if s == updater.NewSide {
+		return b.new, err
+	}
+	return b.old, err
+}
+
+// observation is what one inspect tells.
+func observation(b *box) updater.Observation {
+	st := b.State
+	seen := updater.Observation{
+		Running: st.Running && !st.Restarting, Restarting: st.Restarting, Paused: st.Paused,
+		ExitCode: st.ExitCode, OOMKilled: st.OOMKilled, Restarts: b.RestartCount,
+		Health: engineHealth(b), HealthLog: healthLog(st.Health), Timeout: ownTimeout(b.Config.Healthcheck),
+	}
+	if t, err := time.Parse(time.RFC3339Nano, st.StartedAt); err == nil {
+		seen.Started = t
+	}
+	if st.Error != "" && !st.Running {
+		seen.Fault, seen.Blame = st.Error, blame(st.Error)
+	}
+	return seen
+}
+
+// restartsSince leaves out the restarts of the original's life before. The
+// engine counts from 0 again when it is asked to start a container.
+func restartsSince(b *box, o origin) int {
+	switch {
+	case b.State.StartedAt == o.StartedAt:
+		return 0
+	case b.RestartCount >= o.Restarts:
+		return b.RestartCount - o.Restarts
+	}
+	return b.RestartCount
+}
+
+func well(o updater.Observation) bool {
+	return o.Running && !o.Restarting && !o.Paused && o.Fault == "" && !o.OOMKilled && o.Restarts == 0 &&
+		o.Probe == "" && o.Health != updater.HealthUnhealthy
+}
+
+// healthLog is what the last failed check printed.
+func healthLog(hl *container.Health) string {
+	if hl == nil {
+		return ""
+	}
+	for i := len(hl.Log) - 1; i >= 0; i-- {
+		if r := hl.Log[i]; r != nil && r.ExitCode != 0 {
+			return tail(strings.TrimSpace(r.Output))
+		}
+	}
+	return ""
+}
+
+// ownTimeout is how long a container with this health check may take until it
+// is healthy: the start period, and then as many checks as the engine makes
+// before it calls it unhealthy, and one more. Zero fields have the defaults of
+// Docker's HEALTHCHECK.
+func ownTimeout(check *container.HealthConfig) time.Duration {
+	if check == nil || len(check.Test) == 0 || check.Test[0] == "NONE" {
+		return leastTimeout
+	}
+	interval, timeout, retries := check.Interval, check.Timeout, check.Retries
+	if interval == 0 {
+		interval = 30 * time.Second
+	}
+	if timeout == 0 {
+		timeout = 30 * time.Second
+	}
+	if retries == 0 {
+		retries = 3
+	}
+	return max(leastTimeout, check.StartPeriod+time.Duration(retries+1)*(interval+timeout))
+}
+
+// logs are the last lines that a container wrote; "" when its logging driver
+// cannot be read.
+func (h *Host) logs(ctx context.Context, b *box) string {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	r, err := h.client().ContainerLogs(ctx, b.ID, container.LogsOptions{ShowStdout: true, ShowStderr: true, Tail: logLines})
+	if err != nil {
+		h.log.Debug("log cannot be read", "workload", h.name+"/"+b.name(), "err", err)
+		return ""
+	}
+	defer r.Close()
+	return lastLines(r, b.Config.Tty)
+}
+
+// lastLines reads an engine's stream of output. Without a terminal each piece
+// has a header that says which of the two outputs it is from.
+func lastLines(r io.Reader, tty bool) string {
+	r = io.LimitReader(r, mostRead)
+	var out bytes.Buffer
+	if tty {
+		_, _ = io.Copy(&out, r)
+	} else {
+		// A stream that is cut off still has its beginning.
+		_, _ = stdcopy.StdCopy(&out, &out, r)
+	}
+	return tail(out.String())
+}
+
+// tail is the end of s, in whole characters, at most mostLog.
+func tail(s string) string {
+	s = strings.TrimRight(s, "\n")
+	if len(s) > mostLog {
+		s = s[len(s)-mostLog:]
+		if _, rest, ok := strings.Cut(s, "\n"); ok && len(rest) > mostLog/2 {
+			s = rest
+		}
+	}
+	return strings.ToValidUTF8(s, "")
+}
+
+// probe asks a configured probe once: why is "" when it passes. An error means
+// that the engine could not be asked.
+func (h *Host) probe(ctx context.Context, b *box, spec string) (why string, err error) {
+	if command, ok := strings.CutPrefix(spec, "exec:"); ok {
+		argv, err := splitCommand(command)
+		if err != nil {
+			return err.Error(), nil
+		}
+		r, err := h.exec(ctx, b, updater.Hook{Command: argv, Timeout: probeLimit})
+		switch {
+		case err != nil && told(err):
+			return err.Error(), nil // it may have ended meanwhile
+		case err != nil:
+			return "", err
+		case r.TimedOut:
+			return fmt.Sprintf("%s ran longer than %s", argv[0], probeLimit), nil
+		case r.ExitCode != 0:
+			return strings.TrimSpace(fmt.Sprintf("%s ended with exit code %d: %s", argv[0], r.ExitCode, r.Output)), nil
+		}
+		return "", nil
+	}
+	u, err := url.Parse(spec)
+	if err != nil || u.Port() == "" {
+		return fmt.Sprintf("probe %q cannot be read: write http://:8080/path, tcp://:5432 or exec:command", spec), nil
+	}
+	address := u.Hostname()
+	if address == "" {
+		if address = addressOf(b); address == "" {
+			return "it has no address that updaterd could reach: use exec:", nil
+		}
+	}
+	address = net.JoinHostPort(address, u.Port())
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	switch u.Scheme {
+	case "tcp":
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		if err != nil {
+			return err.Error(), nil
+		}
+		conn.Close()
+		return "", nil
+	case "http", "https":
+		u.Host = address
+		return probeHTTP(ctx, u), nil
+	}
+	return fmt.Sprintf("probe %q cannot be read: write http://:8080/path, tcp://:5432 or exec:command", spec), nil
+}
+
+func probeHTTP(ctx context.Context, u *url.URL) string {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return err.Error()
+	}
+	// A fresh connection each time: one kept open would still reach a program
+	// that takes no new ones.
+	tr := &http.Transport{DisableKeepAlives: true}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{
+		Transport:     tr,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}).Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode < 200 || resp.StatusCode > 399 {
+		return "it answered " + resp.Status
+	}
+	return ""
+}
+
+// addressOf is where a container can be reached from the host.
+func addressOf(b *box) string {
+	if b.HostConfig.NetworkMode.IsHost() {
+		return "127.0.0.1"
+	}
+	if b.NetworkSettings == nil {
+		return ""
+	}
+	if e := b.NetworkSettings.Networks[string(b.HostConfig.NetworkMode)]; e != nil && e.IPAddress != "" {
+		return e.IPAddress
+	}
+	for _, e := range b.NetworkSettings.Networks {
+		if e != nil && e.IPAddress != "" {
+			return e.IPAddress
+		}
+	}
+	return ""
+}
+
+// splitCommand reads the command of an exec probe: words, or a JSON list where
+// a word has spaces in it.
+func splitCommand(s string) ([]string, error) {
+	s = strings.TrimSpace(s)
+	var argv []string
+	if strings.HasPrefix(s, "[") {
+		if err := json.Unmarshal([]byte(s), &argv); err != nil {
+			return nil, fmt.Errorf("command %s is no list of strings: %w", s, err)
+		}
+	} else {
+		argv = strings.Fields(s)
+	}
+	if len(argv) == 0 {
+		return nil, errors.New("the command is empty")
+	}
+	return argv, nil
+}
+
+// Exec implements updater.Backend. A command that runs longer than its timeout
+// goes on running: an engine has no way to end one.
+func (h *Host) Exec(ctx context.Context, c updater.Change, s updater.Side, hook updater.Hook) (updater.Result, error) {
+	o, err := readOrigin(c)
+	if err != nil {
+		return updater.Result{}, err
+	}
+	b, err := h.at(ctx, c, o, s)
+	if err != nil {
+		return updater.Result{}, err
+	}
+	if b == nil {
+		return updater.Result{}, fmt.Errorf("container %s has gone: the command cannot be run in it", o.Name)
+	}
+	return h.exec(ctx, b, hook)
+}
+
+func (h *Host) exec(ctx context.Context, b *box, hook updater.Hook) (updater.Result, error) {
+	cli := h.client()
+	lookCtx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	created, err := cli.ContainerExecCreate(lookCtx, b.ID, container.ExecOptions{
+		Cmd: hook.Command, AttachStdout: true, AttachStderr: true,
+	})
+	if err != nil {
+		return updater.Result{}, fmt.Errorf("running a command in container %s: %w", b.name(), err)
+	}
+	runCtx := ctx
+	if hook.Timeout > 0 {
+		var cancel context.CancelFunc
+		runCtx, cancel = context.WithTimeout(ctx, hook.Timeout)
+		defer cancel()
+	}
+	conn, err := cli.ContainerExecAttach(runCtx, created.ID, container.ExecAttachOptions{})
+	if err != nil {
+		if runCtx.Err() != nil && ctx.Err() == nil {
+			return updater.Result{TimedOut: true}, nil
+		}
+		return updater.Result{}, fmt.Errorf("running a command in container %s: %w", b.name(), err)
+	}
+	// The connection is a bare one, which no context ends.
+	stop := context.AfterFunc(runCtx, conn.Close)
+	var out lastBytes
+	_, err = stdcopy.StdCopy(&out, &out, conn.Reader)
+	stop()
+	conn.Close()
+	r := updater.Result{Output: tail(string(out))}
+	switch {
+	case ctx.Err() != nil:
+		return updater.Result{}, fmt.Errorf("running a command in container %s: %w", b.name(), ctx.Err())
+	case runCtx.Err() != nil:
+		r.TimedOut = true
+		return r, nil
+	}
+	if err != nil {
+		h.log.Debug("output of a command was cut off", "workload", h.name+"/"+b.name(), "err", err)
+	}
+	return h.execResult(ctx, b, created.ID, r)
+}
+
+// execResult waits for the exit code, which an engine may write a moment after
+// it has closed the output.
+func (h *Host) execResult(ctx context.Context, b *box, id string, r updater.Result) (updater.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	for {
+		ended, err := h.client().ContainerExecInspect(ctx, id)
+		switch {
+		case cerrdefs.IsNotFound(err):
+			return updater.Result{}, fmt.Errorf("container %s was removed while a command ran in it: %w", b.name(), err)
+		case err != nil:
+			return updater.Result{}, fmt.Errorf("asking how a command in container %s ended: %w", b.name(), err)
+		case !ended.Running:
+			r.ExitCode = ended.ExitCode
+			return r, nil
+		}
+		select {
+		case <-ctx.Done():
+			r.TimedOut = true
+			return r, nil
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// lastBytes keeps the end of what is written to it.
+type lastBytes []byte
+
+func (l *lastBytes) Write(p []byte) (int, error) {
+	*l = append(*l, p...)
+	if len(*l) > 2*mostLog {
+		*l = append((*l)[:0], (*l)[len(*l)-mostLog:]...)
+	}
+	return len(p), nil
+}
