@@ -113,6 +113,9 @@ func naturalKey(s string) uint64 {
 			continue
 		}
 		if room < 24 {
+			if room >= 8 {
+				key |= uint64('0') << (room - 8) // a number, whichever
+			}
 			break
 		}
 		value := uint64(0)

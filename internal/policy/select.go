@@ -303,13 +303,16 @@ func (r Rule) judge(cur *running, c *candidate) {
 func (r Rule) refusal(cur *running, next *shape) string {
 	if next.pre != "" {
 		runsOne := cur.comparable && cur.pre != ""
-		ladder := runsOne && onLadder(next.pre) && onLadder(cur.pre)
-		switch asked := r.by.ownsPrereleases(); {
-		case !runsOne && !asked:
+		switch {
+		case r.by.ownsPrereleases():
+			// A range that names one says which are wanted, whatever runs.
+			// Were that to change with what runs, so would the selected tag.
+		case !runsOne:
 			return "pre-release"
-		case runsOne && next.pre != cur.pre && !ladder:
+		case next.pre == cur.pre:
+		case !onLadder(next.pre) || !onLadder(cur.pre):
 			return "pre-release of another kind: " + next.pre + ", you run " + cur.pre
-		case runsOne && next.pre < cur.pre && !asked:
+		case next.pre < cur.pre:
 			return "pre-release less mature than " + cur.pre
 		}
 	}

@@ -39,7 +39,7 @@ func TestSelectOnEdges(t *testing.T) {
 		"an unknown word takes its own first":      {Spec{Policy: "minor"}, "acme", "1.2.3 1.2.0-acme 1.3.0", "1.2.0-acme", Update, "", nil},
 		"an unknown word takes plain ones then":    {Spec{Policy: "minor"}, "acme", "1.2.3 1.3.0 1.4.0-slim", "1.3.0", Update, "", map[string]string{"1.4.0-slim": "other variant: -slim, you run acme"}},
 		"an unknown word in front of a version":    {Spec{Policy: "minor"}, "acme", "1.2.3 acme-1.2.0 acme-1.1.0 other-1.2.0", "acme-1.2.0", Update, "", map[string]string{"other-1.2.0": "other prefix: other-, you run acme"}},
-		"latest does not guess between variants":   {Spec{Policy: "minor"}, "latest", "1.2.3-slim 1.2.3-alpine", "", NoCandidate, "*-alpine, *-slim", map[string]string{"1.2.3-slim": "one of several kinds: latest does not say which"}},
+		"latest does not guess between variants":   {Spec{Policy: "minor"}, "latest", "1.2.3-slim 1.2.3-alpine", "", NoCandidate, "*-slim, *-alpine", map[string]string{"1.2.3-slim": "one of several kinds: latest does not say which"}},
 		"latest takes the only variant":            {Spec{Policy: "minor"}, "latest", "1.2.3-slim 1.2.4-slim", "1.2.4-slim", Update, "", nil},
 		"latest takes release- for a version":      {Spec{Policy: "minor"}, "latest", "release-1.2 release-1.3 main-7", "release-1.3", Update, "", nil},
 		"latest prefers versions to dates":         {Spec{Policy: "newest"}, "latest", "20240101 1.2", "1.2", Update, "", nil},

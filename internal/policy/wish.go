@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 )
@@ -89,16 +90,33 @@ func settle(cur *running, list []*candidate) []string {
 		c.rank = cur.hint.rank(&c.shape)
 		best = min(best, c.rank)
 	}
-	var kinds []string
+	type kind struct{ prefix, variant string }
+	var kinds []kind
 	if best == someFamily {
-		seen := map[string]bool{}
+		seen := map[kind]bool{}
 		for _, c := range list {
-			if key := c.prefix + "\x00" + c.variant; c.rank == best && !seen[key] {
-				seen[key] = true
-				kinds = append(kinds, c.prefix+"*"+c.variant)
+			if k := (kind{c.prefix, c.variant}); c.rank == best && !seen[k] {
+				seen[k] = true
+				kinds = append(kinds, k)
 			}
 		}
-		slices.Sort(kinds)
+		slices.SortFunc(kinds, func(a, b kind) int {
+			return cmp.Or(cmp.Compare(len(a.variant), len(b.variant)), strings.Compare(a.variant, b.variant), strings.Compare(a.prefix, b.prefix))
+		})
+		// The others may all be variants of one: RELEASE.<time>.fips of
+		// RELEASE.<time>. That one it is.
+		base := kinds[0]
+		if !slices.ContainsFunc(kinds[1:], func(k kind) bool {
+			rest, found := strings.CutPrefix(k.variant, base.variant)
+			return k.prefix != base.prefix || !found || rest == "" || !isSeparator(rest[0])
+		}) {
+			kinds = nil
+			for _, c := range list {
+				if c.rank == best && c.variant != base.variant {
+					c.rank = unwanted
+				}
+			}
+		}
 	}
 	runs := orWord(cur.hint.written)
 	if cur.tag != "" {
@@ -106,7 +124,7 @@ func settle(cur *running, list []*candidate) []string {
 	}
 	for _, c := range list {
 		switch {
-		case c.rank == best && best != unwanted && len(kinds) < 2:
+		case c.rank == best && best != unwanted && len(kinds) == 0:
 		case c.rank == best && best != unwanted:
 			c.drop("one of several kinds", ": "+runs+" does not say which")
 		case !c.isVersion():
@@ -119,14 +137,15 @@ func settle(cur *running, list []*candidate) []string {
 			c.drop("other prefix", ": "+orWord(c.prefix)+", you run "+runs)
 		}
 	}
-	if len(kinds) < 2 {
-		return nil
+	var names []string
+	for _, k := range kinds {
+		if len(names) == 5 {
+			names = append(names, "...")
+			break
+		}
+		names = append(names, k.prefix+"*"+k.variant)
 	}
-	const shown = 5
-	if len(kinds) > shown {
-		kinds = append(kinds[:shown], "...")
-	}
-	return kinds
+	return names
 }
 
 // movableWord reports whether a tag is a word that another may follow by the
