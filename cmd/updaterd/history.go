@@ -1,0 +1,144 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/updaterd/updaterd/internal/journal"
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+// happening is one line of the history as JSON.
+type happening struct {
+	At       time.Time       `json:"at"`
+	Backend  string          `json:"backend"`
+	Workload string          `json:"workload"`
+	Event    updater.Event   `json:"event"`
+	From     *imageAndDigest `json:"from"`
+	To       *imageAndDigest `json:"to"`
+	Verdict  updater.Verdict `json:"verdict,omitempty"`
+	Why      string          `json:"why"`
+	Logs     string          `json:"logs,omitempty"` // the last lines of a condemned image
+	Took     float64         `json:"took_seconds"`
+	Gap      float64         `json:"gap_seconds"` // in service; 0 when unknown
+	Change   string          `json:"change,omitempty"`
+}
+
+type imageAndDigest struct {
+	Image  string `json:"image"`
+	Digest string `json:"digest"`
+}
+
+func (p program) historyCommand(s *shared) *cobra.Command {
+	var limit int
+	var logs bool
+	c := &cobra.Command{
+		Use:               "history [WORKLOAD...]",
+		Short:             "Print what happened, newest first",
+		Long:              "Print what happened, newest first. It works beside a daemon, and without an engine.",
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: p.completeWorkloads(s),
+	}
+	o := outputFlag(c)
+	c.Flags().IntVarP(&limit, "limit", "n", 50, "how many entries at most; 0: all that are kept")
+	c.Flags().BoolVar(&logs, "logs", false, "print the last lines that condemned an image as well")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if limit < 0 {
+			return usageError{errors.New("--limit: it cannot be negative")}
+		}
+		cfg, err := p.load(s)
+		if err != nil {
+			return err
+		}
+		log := p.logger(quiet(cfg.Log))
+		var entries []updater.Entry
+		for _, d := range cfg.Docker {
+			some, err := journal.New(cfg.State, d.Name, log).Journal().History(c.Context(), 0)
+			if err != nil {
+				return err
+			}
+			entries = append(entries, some...)
+		}
+		if len(args) > 0 {
+			entries = slices.DeleteFunc(entries, func(e updater.Entry) bool {
+				return !slices.ContainsFunc(args, func(name string) bool { return name == e.Workload || e.Backend+"/"+name == e.Workload })
+			})
+		}
+		slices.SortStableFunc(entries, func(a, b updater.Entry) int { return b.At.Compare(a.At) })
+		if limit > 0 && len(entries) > limit {
+			entries = entries[:limit]
+		}
+		return p.printHistory(*o, entries, logs)
+	}
+	return c
+}
+
+func (p program) printHistory(o output, entries []updater.Entry, logs bool) error {
+	if o == asJSON {
+		all := []happening{}
+		for _, e := range entries {
+			all = append(all, happening{
+				At: e.At, Backend: e.Backend, Workload: e.Workload, Event: e.Event, From: named(e.From), To: named(e.To),
+				Verdict: e.Verdict, Why: e.Why, Logs: e.Logs, Took: e.Took.Seconds(), Gap: e.Gap.Seconds(), Change: e.Change,
+			})
+		}
+		return printJSON(p.stdout, all)
+	}
+	if len(entries) == 0 {
+		_, err := fmt.Fprintln(p.stdout, "Nothing has happened yet.")
+		return err
+	}
+	var rows [][]string
+	for _, e := range entries {
+		rows = append(rows, []string{
+			e.At.Local().Format(time.DateTime), e.Workload, string(e.Event), describe(e.From), describe(e.To),
+			rounded(e.Took), rounded(e.Gap), e.Why,
+		})
+	}
+	if err := printTable(p.stdout, []string{"AT", "WORKLOAD", "EVENT", "FROM", "TO", "TOOK", "GAP", "WHY"}, rows); err != nil || !logs {
+		return err
+	}
+	for _, e := range entries {
+		if e.Logs == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(p.stdout, "\n%s %s: the last lines of %s\n", e.At.Local().Format(time.DateTime), e.Workload, describe(e.To)); err != nil {
+			return err
+		}
+		if err := p.printLogs(e.Logs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func named(i updater.Image) *imageAndDigest {
+	if i.Ref == "" && i.Digest == "" {
+		return nil
+	}
+	return &imageAndDigest{i.Ref, i.Digest}
+}
+
+func describe(i updater.Image) string {
+	switch {
+	case i.Digest == "":
+		return i.Ref
+	case i.Ref == "":
+		return short(i.Digest)
+	}
+	return i.Ref + " " + short(i.Digest)
+}
+
+func rounded(d time.Duration) string {
+	switch {
+	case d == 0:
+		return ""
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(100 * time.Millisecond).String()
+}

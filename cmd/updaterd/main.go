@@ -1,0 +1,39 @@
+// Updaterd keeps containers up to date, and puts them back when an update is
+// bad.
+//
+//	updaterd run              the daemon
+//	updaterd run --once       one pass, every change carried to its end
+//	updaterd check            look and decide, change nothing
+//	updaterd explain IMAGE    every tag, and why it was taken or dropped
+//	updaterd forget WORKLOAD  lift the rejection of an image
+//	updaterd history          what happened
+//	updaterd config check     what is wrong with the configuration
+//	updaterd config show      the effective values, and where they come from
+//	updaterd version
+//
+// Exit codes: 0 fine; 1 something failed, was restored, could not be asked, or
+// was interrupted; 2 the call or the configuration is wrong.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+	_ "time/tzdata" // windows name time zones; a container FROM scratch has none
+)
+
+// version is set by the build.
+var version = "unknown"
+
+func main() {
+	// The first signal asks to stop, a second one ends the process as usual:
+	// the journal makes even that safe.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+
+	p := program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ(), version: version, hangups: hangups}
+	os.Exit(p.main(ctx, os.Args[1:]))
+}

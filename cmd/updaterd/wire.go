@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/updaterd/updaterd/internal/config"
+	"github.com/updaterd/updaterd/internal/docker"
+	"github.com/updaterd/updaterd/internal/journal"
+	"github.com/updaterd/updaterd/internal/notify"
+	"github.com/updaterd/updaterd/internal/registry"
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+// wiring is the parts of updaterd put together as a configuration says.
+type wiring struct {
+	log      *slog.Logger
+	version  string
+	updater  *updater.Updater
+	places   []updater.Place
+	hosts    []*docker.Host
+	registry atomic.Pointer[registry.Client] // replaced by a reload
+}
+
+// wire builds everything and starts nothing. act is whether changes may be
+// made: only then does the installation need an id of its own.
+func (p program) wire(c *config.Config, log *slog.Logger, act bool) (*wiring, error) {
+	w := &wiring{log: log, version: p.version}
+	owner := ""
+	if act {
+		var err error
+		if owner, err = journal.Owner(c.State); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range c.Docker {
+		o := docker.Options{
+			Name: d.Name, Endpoint: d.Endpoint, Owner: owner, Log: log.With("backend", d.Name),
+			// The client of the time of the pull: a reload may bring new passwords.
+			Credential: func(ctx context.Context, ref string) (updater.Credential, error) {
+				return w.registry.Load().Credential(ctx, ref)
+			},
+		}
+		if d.TLS != (config.TLS{}) {
+			o.TLS = &docker.TLS{CA: d.TLS.CA, Cert: d.TLS.Cert, Key: d.TLS.Key}
+		}
+		host, err := docker.New(o)
+		if err != nil {
+			return nil, err
+		}
+		w.hosts = append(w.hosts, host)
+		var state updater.State = journal.New(c.State, d.Name, log.With("backend", d.Name))
+		if p.wrap != nil {
+			state = p.wrap(state)
+		}
+		w.places = append(w.places, updater.Place{Backend: host, State: state})
+	}
+	rules, err := w.rules(c)
+	if err != nil {
+		return nil, err
+	}
+	w.updater = updater.New(w.places, rules, log)
+	return w, nil
+}
+
+// close ends connections.
+func (w *wiring) close() {
+	for _, h := range w.hosts {
+		if err := h.Close(); err != nil {
+			w.log.Debug("connection not closed", "err", err)
+		}
+	}
+}
+
+// rules are what a reload may replace.
+func (w *wiring) rules(c *config.Config) (updater.Rules, error) {
+	r, err := newRegistry(c, w.log, w.version)
+	if err != nil {
+		return updater.Rules{}, err
+	}
+	w.registry.Store(r)
+	var hooks []notify.Webhook
+	for _, n := range c.Notify {
+		hooks = append(hooks, notify.Webhook{URL: n.URL, On: n.On})
+	}
+	return updater.Rules{
+		Settings: c.Settings, Schedule: c.Schedule, Jitter: c.Jitter, Parallel: c.Parallel,
+		Registry: r, Notifier: notify.New(hooks, w.log),
+	}, nil
+}
+
+func newRegistry(c *config.Config, log *slog.Logger, version string) (*registry.Client, error) {
+	var hosts []registry.Host
+	for _, r := range c.Registries {
+		hosts = append(hosts, registry.Host{
+			Host: r.Host, PlainHTTP: r.PlainHTTP, CA: r.CA, Username: r.Username, PasswordFile: r.PasswordFile,
+		})
+	}
+	return registry.New(registry.Options{Hosts: hosts, Log: log, UserAgent: "updaterd/" + version})
+}
