@@ -91,7 +91,7 @@ func TestAfterAKillEveryCompletedWriteIsThere(t *testing.T) {
 	f := New(dir, "local", log)
 	state := map[string]string{} // by id of a change: the last word said about it
 	records := map[string]bool{}
-	for range 12 {
+	for range 40 {
 		cmd, said := play(t, "save", dir)
 		for range 1 + rand.IntN(60) {
 			hear(t, said, state, records)
