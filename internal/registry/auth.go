@@ -30,19 +30,19 @@ type grant struct {
 
 // grantOf turns a challenge into a grant, and refuses realms that no honest
 // registry names. at is what was asked when the challenge came.
-func (h *host) grantOf(ch challenge, at *url.URL) (grant, error) {
+func (h *host) grantOf(n name, ch challenge, at *url.URL) (grant, error) {
 	if ch.scheme == "basic" {
 		return grant{basic: true}, nil
 	}
 	realm, err := at.Parse(ch.params["realm"])
 	if err != nil || realm.Host == "" {
-		return grant{}, nonsense("%s sends to a token server that is no URL: see what answers there", h.name)
+		return grant{}, nonsense("%s sends to a token server that is no URL (asked about %s): see what answers there", h.name, n.repo)
 	}
 	switch {
 	case linkLocal(realm.Hostname()):
-		return grant{}, nonsense("%s sends to a token server at the link-local address %s, which is refused", h.name, realm.Hostname())
+		return grant{}, nonsense("%s sends to a token server at the link-local address %s, which is refused (asked about %s)", h.name, realm.Hostname(), n.repo)
 	case realm.Scheme != "https" && !(realm.Scheme == "http" && (at.Scheme == "http" || loopback(realm.Host))):
-		return grant{}, nonsense("%s sends to the token server %s without TLS, which is refused", h.name, realm.Host)
+		return grant{}, nonsense("%s sends to the token server %s without TLS, which is refused (asked about %s)", h.name, realm.Host, n.repo)
 	}
 	realm.User, realm.Fragment = nil, ""
 	return grant{realm: realm.String(), service: ch.params["service"], scope: ch.params["scope"]}, nil
@@ -162,7 +162,7 @@ func (c *Client) put(ctx context.Context, n name, q question) (*answer, credenti
 		if !ok || try == 2 {
 			return a, cr, nil
 		}
-		want, err := h.grantOf(ch, a.url)
+		want, err := h.grantOf(n, ch, a.url)
 		if err != nil {
 			return nil, cr, err
 		}

@@ -157,16 +157,21 @@ func refuseLinkLocal(_, address string, _ syscall.RawConn) error {
 	return nil
 }
 
+// redirectError says why a redirect is not followed.
+type redirectError string
+
+func (e redirectError) Error() string { return string(e) }
+
 // checkRedirect follows a registry to its storage, without its credentials.
 func (h *host) checkRedirect(req *http.Request, via []*http.Request) error {
 	from := via[0].URL
 	switch {
 	case len(via) > maxHops:
-		return nonsense("%s redirects more than %d times", h.name, maxHops)
+		return redirectError(fmt.Sprintf("it redirects more than %d times", maxHops))
 	case linkLocal(req.URL.Hostname()):
-		return nonsense("%s redirects to the link-local address %s, which is refused", h.name, req.URL.Hostname())
+		return redirectError("it redirects to the link-local address " + req.URL.Hostname() + ", which is refused")
 	case req.URL.Scheme != "https" && req.URL.Scheme != from.Scheme:
-		return nonsense("%s redirects from TLS to %s, which is refused", h.name, req.URL.Scheme)
+		return redirectError("it redirects from TLS to plain HTTP, which is refused")
 	}
 	req.Header.Del("Referer") // it would tell the query of where we come from
 	for _, r := range append(via[1:], req) {
@@ -175,7 +180,7 @@ func (h *host) checkRedirect(req *http.Request, via []*http.Request) error {
 		if r.URL.Host != from.Host || r.URL.Scheme != from.Scheme {
 			req.Header.Del("Authorization")
 			if req.Method == http.MethodPost {
-				return nonsense("the token server of %s redirects a request that holds a secret to another host, which is refused", h.name)
+				return redirectError("its token server redirects a request that holds a secret to another host, which is refused")
 			}
 		}
 	}
@@ -189,7 +194,7 @@ func (h *host) checkRetry(ctx context.Context, resp *http.Response, err error) (
 	}
 	if err != nil {
 		err = cause(err)
-		var refused *updater.Refusal
+		var refused redirectError
 		var dns *net.DNSError
 		lasting := errors.As(err, &refused) || isCertificate(err) || isPlain(err) || isTimeout(err) ||
 			errors.As(err, &dns) && dns.IsNotFound
@@ -412,7 +417,7 @@ func (h *host) ping(n name, scheme string, send func(*http.Request) (*answer, er
 	if a.status == http.StatusUnauthorized && a.url.Host == h.addr {
 		if ch, ok := pick(a.header); ok {
 			// A realm that is refused is refused when the real question meets it.
-			if g, err := h.grantOf(ch, a.url); err == nil {
+			if g, err := h.grantOf(n, ch, a.url); err == nil {
 				g.scope = "" // a scope here is not that of any repository
 				h.usual = &g
 			}

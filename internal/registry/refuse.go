@@ -69,18 +69,17 @@ func unauthorized(n name, what, said string, cr credential) error {
 		n.host, cr.source, what, said, n.repo)
 }
 
-// unreachable is the refusal for an error of the network. Errors of this
-// package and the end of ctx pass through as they are.
+// unreachable is the refusal for an error of the network. The end of ctx passes
+// through as it is.
 func unreachable(ctx context.Context, n name, err error) error {
 	if e := ctx.Err(); e != nil {
 		return e
 	}
-	var r *updater.Refusal
-	if errors.As(err, &r) {
-		return r
-	}
 	var authority x509.UnknownAuthorityError
+	var redirect redirectError
 	switch err = cause(err); {
+	case errors.As(err, &redirect):
+		return nonsense("%s cannot be asked about %s: %v: see what answers there", n.host, n.repo, err)
 	case errors.As(err, &authority):
 		return nonsense("%s shows a certificate that no authority known here has signed: give the authority's file as ca: of the host under registries:, or put it in /etc/docker/certs.d/%s/ca.crt (asked about %s)", n.host, n.host, n.repo)
 	case isCertificate(err):
