@@ -111,10 +111,10 @@ func (c *Config) readDocker(d *document, f field, listed bool, vars map[string]s
 		for _, path := range []*string{&h.TLS.CA, &h.TLS.Cert, &h.TLS.Key} {
 			*path = d.beside(*path)
 		}
-		if h.TLS != (TLS{}) && strings.HasPrefix(h.Endpoint, "unix:") {
+		switch {
+		case h.TLS != (TLS{}) && strings.HasPrefix(h.Endpoint, "unix:"):
 			d.problem(line, at+".tls", "is for tcp:// endpoints; remove it, or write the endpoint as tcp://HOST:2376")
-		}
-		if addressed {
+		case addressed:
 			checkTLS(d, values, h.TLS)
 		}
 		distinct(d, values["name"], names)

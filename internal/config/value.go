@@ -84,6 +84,9 @@ func (r raw) String() string {
 
 // inline writes a list as JSON, which is also how a label would hold it.
 func inline(words []string) string {
+	if len(words) == 0 {
+		return ""
+	}
 	b, err := json.Marshal(words)
 	if err != nil { // strings always marshal
 		return strings.Join(words, " ")
@@ -96,7 +99,7 @@ func (r raw) words() ([]string, error) {
 	if r.node == nil || r.node.Kind != yaml.SequenceNode {
 		return nil, errors.New("is no list")
 	}
-	words := []string{}
+	var words []string // none for an empty list, as for an empty text
 	for i, n := range r.node.Content {
 		if n.Kind == yaml.AliasNode {
 			n = n.Alias
@@ -337,6 +340,9 @@ func splitCommand(s string) ([]string, error) {
 			return nil, fmt.Errorf("is no JSON array of texts: %w; write it as [\"pg_dump\", \"-f\", \"/backup/db\"]", err)
 		}
 		return words, nil
+	}
+	if s == "" {
+		return nil, nil
 	}
 	words, err := shellquote.Split(s)
 	if err != nil {

@@ -34,6 +34,11 @@ func Watch(ctx context.Context, path string, changed func()) error {
 	if path == "" {
 		return errors.New("no configuration file to watch")
 	}
+	return watch(ctx, path, func() {}, changed)
+}
+
+// watch also says when it has begun, for those who must change the file then.
+func watch(ctx context.Context, path string, begun, changed func()) error {
 	last := content(path)
 	var events chan fsnotify.Event
 	var faults chan error
@@ -43,6 +48,7 @@ func Watch(ctx context.Context, path string, changed func()) error {
 		events, faults = notifier.Events, notifier.Errors
 		follow(notifier, path)
 	}
+	begun()
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	var settled <-chan time.Time

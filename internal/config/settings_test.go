@@ -1,0 +1,246 @@
+package config
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+func TestSettingsAreLaidOverEachOther(t *testing.T) {
+	c, err := from(t, `
+defaults:
+  policy: patch
+  health: {timeout: 1m, stable: 1s}
+  include: x
+rules:
+  - match: {name: "web-*"}
+    policy: minor
+    health.timeout: 2m
+  - match: {name: "web-1"}
+    policy: major
+    keep: 5
+`, "UPDATERD_DEFAULTS_MIN_AGE=1d")
+	require.NoError(t, err)
+	w := updater.Workload{ID: "local/web-1", Name: "web-1", Written: map[string]string{"health.timeout": "3m", "include": ""}}
+	s, err := c.Settings(w)
+	require.NoError(t, err)
+	require.Equal(t, "minor", s.Policy.Policy, "the first rule that fits")
+	require.Equal(t, 1, s.Keep, "and no other")
+	require.Equal(t, 3*time.Minute, s.Health.Timeout, "the label before the rule")
+	require.Equal(t, time.Second, s.Health.Stable, "the defaults below")
+	require.Empty(t, s.Policy.Include, "an empty text undoes one")
+
+	values := c.Explain(w)
+	require.Len(t, values, len(settingKeys()))
+	for key, want := range map[string]Value{
+		"policy":         {"policy", "minor", c.File + ":8 (rules[0])"},
+		"health.timeout": {"health.timeout", "3m", "label updaterd.health.timeout"},
+		"health.stable":  {"health.stable", "1s", c.File + ":4"},
+		"min-age":        {"min-age", "1d", "environment UPDATERD_DEFAULTS_MIN_AGE"},
+		"keep":           {"keep", "1", "default"},
+		"enable":         {"enable", "false", "watch: labelled (default)"},
+	} {
+		require.Equal(t, want, shown(t, values, key))
+	}
+}
+
+func TestEnabled(t *testing.T) {
+	tests := []struct {
+		name, file, label string
+		enabled           bool
+	}{
+		{"labelled, and no label", "watch: labelled", "", false},
+		{"labelled, with a label", "watch: labelled", "true", true},
+		{"all, and no label", "watch: all", "", true},
+		{"all, but not this one", "watch: all", "false", false},
+		{"labelled, enabled by a rule", "rules: [{match: {name: web}, enable: true}]", "", true},
+		{"labelled, enabled by a rule for another", "rules: [{match: {name: db}, enable: true}]", "", false},
+		{"enabled by a rule, but not by its label", "rules: [{match: {name: web}, enable: true}]", "false", false},
+		{"all, disabled by a rule", "watch: all\nrules: [{match: {name: web}, enable: false}]", "", false},
+		{"all, disabled by defaults, enabled by a label", "watch: all\ndefaults: {enable: false}", "true", true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := from(t, tt.file)
+			require.NoError(t, err)
+			w := updater.Workload{Name: "web", Written: map[string]string{}}
+			if tt.label != "" {
+				w.Written["enable"] = tt.label
+			}
+			s, err := c.Settings(w)
+			require.NoError(t, err)
+			require.Equal(t, tt.enabled, s.Enabled)
+		})
+	}
+}
+
+func TestLabelsOfEveryKind(t *testing.T) {
+	c, err := Load("", nil)
+	require.NoError(t, err)
+	s, err := c.Settings(updater.Workload{Written: map[string]string{
+		"policy": " minor ", "health.timeout": "90s", "health.stable": "5s", "health.probe": "http://:8080/healthz",
+		"enable": "true", "mode": "monitor", "keep": "2", "depends-on": "db, cache", "write": "digest",
+		"pre-update": `pg_dump -f "a b"`, "pre-update.timeout": "5m", "post-update.command": `["sh", "-c", "a && b"]`,
+		"stop-timeout": "auto", "window": "always", "min-age": "0", "no-rollback": "true",
+	}})
+	require.NoError(t, err)
+	want := builtIn()
+	want.Enabled = true
+	want.Mode = updater.ModeMonitor
+	want.Policy.Policy = "minor"
+	want.Write = updater.WriteDigest
+	want.Keep = 2
+	want.DependsOn = []string{"db", "cache"}
+	want.Health = updater.Health{Probe: "http://:8080/healthz", Timeout: 90 * time.Second, Stable: 5 * time.Second}
+	want.PreUpdate = updater.Hook{Command: []string{"pg_dump", "-f", "a b"}, Timeout: 5 * time.Minute}
+	want.PostUpdate = updater.Hook{Command: []string{"sh", "-c", "a && b"}, Timeout: time.Minute}
+	want.NoRollback = true
+	require.Equal(t, want, s)
+}
+
+func TestEveryBadLabelIsNamed(t *testing.T) {
+	c, err := from(t, "rules: [{match: {name: web}, include: '(\\d+)', extract: $1}]")
+	require.NoError(t, err)
+	tests := []struct {
+		name    string
+		written map[string]string
+		want    []string // after "local/web: label updaterd."
+	}{
+		{"an unknown one", map[string]string{"polcy": "minor"}, []string{"polcy: is not a setting; did you mean policy?"}},
+		{"capitals", map[string]string{"Policy": "minor"}, []string{"Policy: is not a setting; did you mean policy?"}},
+		{"an empty one", map[string]string{"": "minor"}, []string{": is not a setting; known are"}},
+		{"two bad values", map[string]string{"keep": "many", "min-age": "5", "mode": "update"}, []string{
+			`keep: "many" is no number of images; write a whole number from 0 up, or all`,
+			`min-age: "5" has no unit; write it as 90s, 15m, 12h, 3d, 1w or 1d12h`,
+		}},
+		{"a policy that is none", map[string]string{"policy": "newset"}, []string{`policy: "newset": no such policy; write one of`}},
+		{"an empty policy", map[string]string{"policy": ""}, []string{`policy: "": it is empty; write one of`}},
+		{"a pattern that the rule's template does not fit", map[string]string{"include": "x"}, nil},
+		{"a key of the file", map[string]string{"parallel": "3"}, []string{"parallel: belongs to the whole file; write it in the configuration file"}},
+		{"a test", map[string]string{"health.test.image": "x"}, []string{"health.test.image: is not part of this version yet: tests beside the updated workload; remove it, or use health.probe"}},
+		{"one thing in two ways", map[string]string{"pre-update": "a", "pre-update.command": "b"}, []string{"pre-update.command: says the same as label updaterd.pre-update; keep one"}},
+		{"a command with an open quote", map[string]string{"pre-update": "a 'b"}, []string{"pre-update: cannot be taken apart into words: Unterminated single-quoted string; mend the quotes, or write a JSON array"}},
+		{"a command that is half JSON", map[string]string{"pre-update": `["a"`}, []string{"pre-update: is no JSON array of texts: unexpected end of JSON input; write it as"}},
+		{"a probe that is none", map[string]string{"health.probe": "exec:"}, []string{"health.probe: has no command; write it as"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := c.Settings(updater.Workload{ID: "local/web", Name: "web", Written: tt.written})
+			var problems Problems
+			require.ErrorAs(t, err, &problems)
+			if tt.want == nil { // the rule cannot stand with the label: it is named by its line
+				require.ErrorContains(t, err, c.File+":1: rules[0].extract: ")
+				return
+			}
+			require.Len(t, problems, len(tt.want))
+			for i, want := range tt.want {
+				require.True(t, strings.HasPrefix(problems[i].Error(), "local/web: label updaterd."+want), problems[i].Error())
+			}
+		})
+	}
+}
+
+func TestAnnotationsAreCalledSo(t *testing.T) {
+	c, err := Load("", nil)
+	require.NoError(t, err)
+	w := updater.Workload{ID: "k/prod/deployment/web/app", Namespace: "prod", Written: map[string]string{"keep": "x", "policy": "minor"}}
+	_, err = c.Settings(w)
+	require.ErrorContains(t, err, "annotation updaterd.dev/keep: ")
+	require.Equal(t, "annotation updaterd.dev/policy", shown(t, c.Explain(w), "policy").Source)
+}
+
+func TestRulesFit(t *testing.T) {
+	web := updater.Workload{
+		Backend: "local", Name: "web-1", Image: "ghcr.io/acme/web:1.4",
+		Labels: map[string]string{"com.docker.compose.project": "shop", "Tier": "front"},
+	}
+	with := func(image string) updater.Workload {
+		w := web
+		w.Image = image
+		return w
+	}
+	const digest = "@sha256:0123456789012345678901234567890123456789012345678901234567890123"
+	tests := []struct {
+		name, match string
+		workload    updater.Workload
+		fits        bool
+	}{
+		{"a name", `{name: web-1}`, web, true},
+		{"a pattern of names", `{name: "web-*"}`, web, true},
+		{"a pattern is for the whole name", `{name: "eb-*"}`, web, false},
+		{"a question mark is one character", `{name: "web-?"}`, web, true},
+		{"and not none", `{name: "web-1?"}`, web, false},
+		{"a dot is a dot", `{name: "web.1"}`, web, false},
+		{"capitals differ", `{name: WEB-1}`, web, false},
+		{"a backend", `{backend: "lo*"}`, web, true},
+		{"another backend", `{backend: other}`, web, false},
+		{"any namespace, and there is none", `{namespace: "?*"}`, web, false},
+		{"every key must fit", `{backend: local, name: other}`, web, false},
+		{"every key fits", `{backend: local, name: "web*", image: "ghcr.io/*"}`, web, true},
+		{"a label", `{labels: {com.docker.compose.project: shop}}`, web, true},
+		{"a label whose name has capitals", `{labels: {Tier: "f*"}}`, web, true},
+		{"and has to have them", `{labels: {tier: "f*"}}`, web, false},
+		{"a label that is not there", `{labels: {missing: "*"}}`, web, false},
+		{"one label of two", `{labels: {Tier: front, com.docker.compose.project: other}}`, web, false},
+
+		{"an image with any tag", `{image: "ghcr.io/acme/*"}`, web, true},
+		{"an image without its tag", `{image: ghcr.io/acme/web}`, web, true},
+		{"an image with its tag", `{image: "ghcr.io/acme/web:1.*"}`, web, true},
+		{"an image with another tag", `{image: "ghcr.io/acme/web:2.*"}`, web, false},
+		{"a star crosses slashes", `{image: "ghcr.io/*"}`, web, true},
+		{"another repository", `{image: "ghcr.io/acme/we"}`, web, false},
+		{"Docker Hub as written", `{image: nginx}`, with("nginx"), true},
+		{"Docker Hub with the tag that is meant", `{image: "nginx:latest"}`, with("nginx"), true},
+		{"Docker Hub in full", `{image: "docker.io/library/nginx:latest"}`, with("nginx"), true},
+		{"Docker Hub in full, without a tag", `{image: docker.io/library/nginx}`, with("nginx"), true},
+		{"all of Docker Hub", `{image: "docker.io/*"}`, with("grafana/grafana:11.0"), true},
+		{"short, and written in full", `{image: "grafana/*"}`, with("docker.io/grafana/grafana:11.0"), true},
+		{"with a digest behind the tag", `{image: "nginx:1.27"}`, with("nginx:1.27" + digest), true},
+		{"with a digest and no tag", `{image: nginx}`, with("nginx" + digest), true},
+		{"as an image id", `{image: "sha256:*"}`, with(digest[1:]), true},
+		{"a registry with a port", `{image: "localhost:5000/app"}`, with("localhost:5000/app:1"), true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := from(t, "rules: [{match: "+tt.match+", mode: hold}]")
+			require.NoError(t, err)
+			s, err := c.Settings(tt.workload)
+			require.NoError(t, err)
+			require.Equal(t, tt.fits, s.Mode == updater.ModeHold)
+		})
+	}
+}
+
+// FuzzGlob holds patterns to a matcher that is slow and plain.
+func FuzzGlob(f *testing.F) {
+	f.Add("web-*", "web-1")
+	f.Add("*a?b*", "xxaybzz")
+	f.Add("a.c", "abc")
+	f.Add("[*", "[x\n")
+	f.Fuzz(func(t *testing.T, pattern, s string) {
+		if len(pattern) > 12 || len(s) > 30 {
+			return
+		}
+		// The characters of a broken text are its own business.
+		p, text := []rune(strings.ToValidUTF8(pattern, "!")), []rune(strings.ToValidUTF8(s, "!"))
+		require.Equal(t, plainly(p, text), newGlob(string(p)).fits(string(text)))
+		require.True(t, newGlob("*").fits(s))
+	})
+}
+
+func plainly(pattern, s []rune) bool {
+	if len(pattern) == 0 {
+		return len(s) == 0
+	}
+	switch {
+	case pattern[0] == '*':
+		return plainly(pattern[1:], s) || len(s) > 0 && plainly(pattern, s[1:])
+	case len(s) == 0:
+		return false
+	}
+	return (pattern[0] == '?' || pattern[0] == s[0]) && plainly(pattern[1:], s[1:])
+}
