@@ -2,7 +2,7 @@
 // them back when that image is bad.
 //
 // A pass has three steps. Look: the backend lists what runs, the registry says
-// what there is, each distinct question asked once. Decide: [Decide] is a pure
+// what there is, each distinct question asked once. Decide: decide is a pure
 // function from those answers, the workload's settings and what is remembered
 // of it to a [Decision], which always carries a [Reason]. Carry out: one
 // driver takes a [Change] through its phases,
