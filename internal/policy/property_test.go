@@ -100,7 +100,7 @@ func drawJunk(t *rapid.T) string {
 
 // rounds of rapid's 100 checks: what goes down must first run what does not
 // fit, which is rare.
-const rounds = 30
+const rounds = 8
 
 func TestSelectNeverSurprises(t *testing.T) {
 	for range rounds {
@@ -244,6 +244,7 @@ func TestSelectMissesNothing(t *testing.T) {
 func checkSelectMissesNothing(t *rapid.T) {
 	cur := drawMade(t, "current")
 	best := cur
+	known := map[string]made{cur.tag: cur}
 	tags := []string{cur.tag}
 	for range rapid.IntRange(0, 20).Draw(t, "tags") {
 		m := drawMade(t, "tag")
@@ -252,6 +253,7 @@ func checkSelectMissesNothing(t *rapid.T) {
 			m.prefix, m.tag = cur.prefix, cur.prefix+m.tag[start:]
 		}
 		tags = append(tags, m.tag)
+		known[m.tag] = m
 		if m.prefix == cur.prefix && m.variant == cur.variant && len(m.version) == len(cur.version) &&
 			(m.pre == "" || m.pre == cur.pre || m.pre == "rc" && cur.pre == "beta") && compareMade(m, best) > 0 {
 			best = m
@@ -261,9 +263,7 @@ func checkSelectMissesNothing(t *rapid.T) {
 	require.NoError(t, err)
 	got := rule.Select(cur.tag, tags)
 	// Another tag may be written differently and be the same version.
-	known := parse(got.Tag)
-	wanted := parse(best.tag)
-	require.Zero(t, compareVersions(&known, &wanted), "%s, not %s", got.Tag, best.tag)
+	require.Zero(t, compareMade(known[got.Tag], best), "%s, not %s", got.Tag, best.tag)
 }
 
 func TestCompareNaturalOrdersEverything(t *testing.T) {
