@@ -1,0 +1,332 @@
+package docker
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/versions"
+)
+
+// refuse says why the container in s cannot be replaced faithfully, as a
+// *updater.Refusal that names the field and the remedy; nil when it can. It
+// does no I/O and is asked before anything is disturbed. What only other
+// containers or the container's files tell is for dependents and copiedIn.
+func refuse(s snapshot) error {
+	r := recreation{api: s.API, daemon: s.Daemon, networks: s.NetworkNames}
+	if err := r.read(s); err != nil {
+		return err
+	}
+	h := r.was.HostConfig
+	const together = "containers that share something cannot be replaced yet; update them by hand"
+	switch {
+	case h.AutoRemove:
+		return unsupported("HostConfig.AutoRemove: the engine removes it, and its anonymous volumes, when it stops, so there would be no way back; run it without --rm", nil)
+	case r.old.OS == "windows":
+		return unsupported("a Windows container; only Linux containers are supported", nil)
+	case h.NetworkMode.IsContainer():
+		return unsupported(fmt.Sprintf("HostConfig.NetworkMode: it uses the network of %s; %s", h.NetworkMode, together), nil)
+	case h.IpcMode.IsContainer():
+		return unsupported(fmt.Sprintf("HostConfig.IpcMode: it uses the IPC namespace of %s; %s", h.IpcMode, together), nil)
+	case h.PidMode.IsContainer():
+		return unsupported(fmt.Sprintf("HostConfig.PidMode: it uses the PID namespace of %s; %s", h.PidMode, together), nil)
+	case h.Cgroup.IsContainer():
+		return unsupported(fmt.Sprintf("HostConfig.Cgroup: it uses the cgroup of %s; %s", h.Cgroup, together), nil)
+	case len(h.VolumesFrom) > 0:
+		return unsupported(fmt.Sprintf("HostConfig.VolumesFrom: it uses the volumes of %s; %s", strings.Join(h.VolumesFrom, ", "), together), nil)
+	case len(h.Links) > 0:
+		return unsupported(fmt.Sprintf("HostConfig.Links: it is linked to %s; %s, or put them on a network of their own instead of links", link(h.Links[0]), together), nil)
+	case len(r.was.NetworkSettings.Networks) == 0 && h.NetworkMode.IsPrivate() && !h.NetworkMode.IsNone() && !r.was.Config.NetworkDisabled:
+		return unsupported(fmt.Sprintf("NetworkSettings.Networks: it was disconnected from every network, and a new container would be in %s; connect it again, or recreate it with --network none",
+			h.NetworkMode), nil)
+	}
+	// All else that recreate refuses does not depend on the new image.
+	_, err := recreate(s, s.Image, r.was.Config.Image)
+	return err
+}
+
+// unfaithful says what the raw inspect holds that a create request cannot: keys
+// that this program does not know, and fields the negotiated API cannot express.
+func unfaithful(s snapshot, was inspected, old template) error {
+	if unknown := unknownFields(s); len(unknown) > 0 {
+		return unsupported(fmt.Sprintf("%s: the engine is newer than this updaterd, which does not know the field; update updaterd, or recreate the container without it",
+			strings.Join(unknown, ", ")), nil)
+	}
+	lacks := func(set bool, version, field string) error {
+		if !set || versions.GreaterThanOrEqualTo(s.API, version) {
+			return nil
+		}
+		return unsupported(fmt.Sprintf("%s: API %s cannot express it, %s can; let updaterd speak a newer API (unset DOCKER_API_VERSION, upgrade the engine), or recreate the container without it",
+			field, s.API, version), nil)
+	}
+	h := was.HostConfig
+	if err := lacks(len(h.Annotations) > 0, "1.43", "HostConfig.Annotations"); err != nil {
+		return err
+	}
+	check := userHealthcheck(was.Config.Healthcheck, old.Config.Healthcheck)
+	if err := lacks(check != nil && check.StartInterval != 0, "1.44", "Config.Healthcheck.StartInterval"); err != nil {
+		return err
+	}
+	for i, m := range h.Mounts {
+		for _, f := range []struct {
+			set            bool
+			version, field string
+		}{
+			{m.Type == mount.TypeCluster, "1.42", "Type cluster"},
+			{m.Type == mount.TypeImage, "1.48", "Type image"},
+			{m.BindOptions != nil && m.BindOptions.CreateMountpoint, "1.42", "BindOptions.CreateMountpoint"},
+			{m.BindOptions != nil && m.BindOptions.ReadOnlyForceRecursive, "1.44", "BindOptions.ReadOnlyForceRecursive"},
+			{m.VolumeOptions != nil && m.VolumeOptions.Subpath != "", "1.45", "VolumeOptions.Subpath"},
+			{m.TmpfsOptions != nil && len(m.TmpfsOptions.Options) > 0, "1.46", "TmpfsOptions.Options"},
+		} {
+			if err := lacks(f.set, f.version, fmt.Sprintf("HostConfig.Mounts[%d].%s", i, f.field)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(was.NetworkSettings.Networks)) {
+		e := was.NetworkSettings.Networks[name]
+		if err := lacks(e != nil && e.GwPriority != 0, "1.48", "NetworkSettings.Networks["+name+"].GwPriority"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settable are the parts of an inspect that a create request sends back.
+type settable struct {
+	Config          *container.Config
+	HostConfig      *container.HostConfig
+	NetworkSettings struct {
+		Networks map[string]struct{ IPAMConfig *network.EndpointIPAMConfig }
+	}
+}
+
+// unknownFields are the fields of the raw inspect, below what create takes,
+// that the SDK's types lack and that hold something, unless a fresh container
+// on the same engine shows the same.
+func unknownFields(s snapshot) []string {
+	decode := func(raw json.RawMessage) map[string]any {
+		var m map[string]any
+		if json.Unmarshal(raw, &m) != nil {
+			return nil // read has told, or there is no fresh one
+		}
+		return m
+	}
+	now, fresh := decode(s.Container), decode(s.Fresh)
+	var unknown []string
+	for _, key := range []string{"Config", "HostConfig"} {
+		f, _ := reflect.TypeFor[settable]().FieldByName(key)
+		unknown = append(unknown, unknownIn(now[key], fresh[key], f.Type, key)...)
+	}
+	settings, _ := now["NetworkSettings"].(map[string]any)
+	networks, _ := settings["Networks"].(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(networks)) {
+		e, _ := networks[name].(map[string]any)
+		unknown = append(unknown, unknownIn(e["IPAMConfig"], nil, reflect.TypeFor[network.EndpointIPAMConfig](),
+			"NetworkSettings.Networks["+name+"].IPAMConfig")...)
+	}
+	return unknown
+}
+
+// unknownIn are the keys below v, a decoded JSON value at path, that t lacks.
+func unknownIn(v, fresh any, t reflect.Type, path string) []string {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) {
+		return nil
+	}
+	var unknown []string
+	switch v := v.(type) {
+	case map[string]any:
+		defaults, _ := fresh.(map[string]any)
+		known := jsonFields(t)
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			at := path + "." + key
+			switch t.Kind() {
+			case reflect.Map:
+				unknown = append(unknown, unknownIn(v[key], defaults[key], t.Elem(), at)...)
+			case reflect.Struct:
+				if field, ok := known[strings.ToLower(key)]; ok {
+					unknown = append(unknown, unknownIn(v[key], defaults[key], field, at)...)
+				} else if !empty(v[key]) && !reflect.DeepEqual(v[key], defaults[key]) {
+					unknown = append(unknown, at)
+				}
+			}
+		}
+	case []any:
+		if t.Kind() == reflect.Slice || t.Kind() == reflect.Array {
+			for i, e := range v {
+				unknown = append(unknown, unknownIn(e, nil, t.Elem(), fmt.Sprintf("%s[%d]", path, i))...)
+			}
+		}
+	}
+	return unknown
+}
+
+// jsonFields are the fields of a struct by the lower-cased name that JSON
+// knows them under (it does not tell cases apart).
+func jsonFields(t reflect.Type) map[string]reflect.Type {
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	fields := map[string]reflect.Type{}
+	for _, f := range reflect.VisibleFields(t) {
+		if !f.IsExported() || f.Anonymous {
+			continue
+		}
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name == "" {
+			name = f.Name
+		}
+		fields[strings.ToLower(name)] = f.Type
+	}
+	return fields
+}
+
+// empty reports whether a decoded JSON value says nothing.
+func empty(v any) bool {
+	switch v := v.(type) {
+	case nil:
+		return true
+	case bool:
+		return !v
+	case float64:
+		return v == 0
+	case string:
+		return v == ""
+	case []any:
+		return !slices.ContainsFunc(v, func(e any) bool { return !empty(e) })
+	case map[string]any:
+		for _, e := range v {
+			if !empty(e) {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// dependents names the containers among all (raw inspects, the container itself
+// among them or not) that use the namespaces, the volumes or, by a legacy link,
+// the address of the container with this id and name. The names are sorted.
+func dependents(id, name string, all []json.RawMessage) []string {
+	name = strings.TrimPrefix(name, "/")
+	type other struct {
+		ID         string `json:"Id"`
+		Name       string
+		HostConfig *container.HostConfig
+	}
+	var others []other
+	taken := map[string]bool{} // names, which an engine looks up before parts of ids
+	for _, raw := range all {
+		var o other
+		if json.Unmarshal(raw, &o) != nil || o.ID == id {
+			continue
+		}
+		taken[strings.TrimPrefix(o.Name, "/")] = true
+		others = append(others, o)
+	}
+	means := func(ref string) bool {
+		ref = strings.TrimPrefix(ref, "/")
+		return ref != "" && (ref == id || ref == name || strings.HasPrefix(id, ref) && !taken[ref])
+	}
+	var names []string
+	for _, o := range others {
+		if h := o.HostConfig; h != nil && slices.ContainsFunc(references(h), means) {
+			names = append(names, strings.TrimPrefix(o.Name, "/"))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// references are the containers, by name or id, that a container needs.
+func references(h *container.HostConfig) []string {
+	var refs []string
+	for _, mode := range []string{string(h.NetworkMode), string(h.IpcMode), string(h.PidMode), string(h.Cgroup)} {
+		if ref, ok := strings.CutPrefix(mode, "container:"); ok {
+			refs = append(refs, ref)
+		}
+	}
+	for _, v := range h.VolumesFrom {
+		ref, _, _ := strings.Cut(v, ":")
+		refs = append(refs, ref)
+	}
+	for _, l := range h.Links {
+		target, _, _ := strings.Cut(l, ":")
+		refs = append(refs, target)
+	}
+	return refs
+}
+
+// layerFile is one file in a container's writable layer, as a stat of it through
+// the engine tells.
+type layerFile struct {
+	Path     string
+	Mode     os.FileMode
+	Modified time.Time
+}
+
+// suspects are the paths of a container's writable layer that Compose may have
+// put there and that are worth a stat, for copiedIn: none unless the container
+// is Compose's.
+func suspects(s snapshot, diff []container.FilesystemChange) []string {
+	var was inspected
+	if json.Unmarshal(s.Container, &was) != nil || was.Config == nil || was.Config.Labels["com.docker.compose.project"] == "" {
+		return nil
+	}
+	mounted := func(p string) bool {
+		return slices.ContainsFunc(was.Mounts, func(m container.MountPoint) bool {
+			return p == m.Destination || strings.HasPrefix(p, path.Clean(m.Destination)+"/")
+		})
+	}
+	parents := map[string]bool{}
+	for _, c := range diff {
+		parents[path.Dir(c.Path)] = true
+	}
+	var paths []string
+	for _, c := range diff {
+		if c.Kind != container.ChangeDelete && !mounted(c.Path) && !parents[c.Path] {
+			paths = append(paths, c.Path)
+		}
+	}
+	slices.Sort(paths)
+	return paths
+}
+
+// copiedIn are those of the suspects that Compose copied into the container
+// before its start: configs and secrets given by content or environment. They
+// are in no mount and would be gone from a new container without a trace in
+// inspect (nicholas-fedor/watchtower#2378).
+//
+// Compose writes them from an archive, whose times are whole seconds and not
+// older than the container; what a program in the container writes has a
+// fraction, and what it unpacks is older.
+func copiedIn(s snapshot, files []layerFile) []string {
+	var was struct{ Created time.Time }
+	if json.Unmarshal(s.Container, &was) != nil {
+		return nil
+	}
+	var copied []string
+	for _, f := range files {
+		secret := strings.HasPrefix(f.Path, "/run/secrets/")
+		written := f.Modified.Nanosecond() == 0 && !f.Modified.Before(was.Created.Add(-2*time.Second))
+		if f.Mode.IsRegular() && (secret || written) {
+			copied = append(copied, f.Path)
+		}
+	}
+	slices.Sort(copied)
+	return copied
+}
