@@ -182,7 +182,7 @@ func TestHistoryIsBounded(t *testing.T) {
 }
 
 func TestTheFileDoesNotGrowWithUse(t *testing.T) {
-	f := newFile(t, t.TempDir())
+	f := newFile(t, memoryDir(t))
 	j := f.Journal()
 	c := change("web", updater.Applying)
 	c.Origin = json.RawMessage(`"` + strings.Repeat("x", 20_000) + `"`)
@@ -299,7 +299,7 @@ func TestOwner(t *testing.T) {
 	})
 	t.Run("those who race for it agree", func(t *testing.T) {
 		for range 50 {
-			dir := t.TempDir()
+			dir := memoryDir(t)
 			ids := make(chan string)
 			for range 4 {
 				go func() {

@@ -91,7 +91,7 @@ func TestAfterAKillEveryCompletedWriteIsThere(t *testing.T) {
 	f := New(dir, "local", log)
 	state := map[string]string{} // by id of a change: the last word said about it
 	records := map[string]bool{}
-	for range 40 {
+	for range 20 {
 		cmd, said := play(t, "save", dir)
 		for range 1 + rand.IntN(60) {
 			hear(t, said, state, records)
@@ -376,6 +376,23 @@ func TestAFullDisk(t *testing.T) {
 			require.NoError(t, file.Truncate(int64(n-leave)))
 			leave = 100_000
 		}, func() { require.NoError(t, os.Remove(filler)) })
+	})
+	t.Run("a file system that has become read-only", func(t *testing.T) {
+		require.NoError(t, syscall.Mount("", small, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+		dir := filepath.Join(small, "state")
+		log, out := logged()
+		led := false
+		require.NoError(t, New(dir, "local", log).Lead(t.Context(), func(ctx context.Context, j updater.Journal) error {
+			led = true
+			entries, err := j.History(ctx, 0)
+			require.NoError(t, err)
+			require.NotEmpty(t, entries)
+			require.ErrorContains(t, j.Note(ctx, updater.Entry{}), "make "+dir+" writable")
+			return nil
+		}))
+		require.True(t, led)
+		require.Contains(t, out.String(), "journal cannot be written")
+		require.ErrorContains(t, New(dir, "never", log).Lead(t.Context(), nil), "make "+dir+" writable")
 	})
 }
 

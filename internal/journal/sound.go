@@ -276,7 +276,7 @@ func leaf(p []byte, count int, low, high []byte, inline bool) ([]child, error) {
 		if err := ordered(key, low, high, i > 0); err != nil {
 			return nil, err
 		}
-		low = bytes.Clone(key)
+		low = key
 		switch {
 		case flags == 0:
 		case flags != bucketFlag || inline || len(value) < bucketHeader:
