@@ -118,7 +118,7 @@ func (r Rule) Select(current string, tags []string) Selection {
 
 	s := Selection{}
 	absent := ""
-	if !listed && current != "" {
+	if !listed && cur.comparable {
 		absent = fmt.Sprintf("; the registry does not list %s", current)
 	}
 	switch {
