@@ -72,7 +72,8 @@ func (c credential) basic() string {
 // podman login, and their helpers know of a registry.
 type credentials struct {
 	hosts map[string]Host
-	files []string // in order; the first that knows something is believed
+	files []string      // in order; the first that knows something is believed
+	wait  time.Duration // for a helper
 	log   *slog.Logger
 
 	pass memo[string, loginFile]       // files, as read in this pass
@@ -92,7 +93,7 @@ func (c *credentials) newPass() {
 // find returns the credentials for n's repository: the configuration's, or
 // those of the first file that has some. None is no error.
 func (c *credentials) find(ctx context.Context, n name) (credential, error) {
-	if h, ok := c.hosts[n.host]; ok && (h.Username != "" || h.Password != "" || h.PasswordFile != "") {
+	if h, ok := c.hosts[hostName(n.host)]; ok && (h.Username != "" || h.Password != "" || h.PasswordFile != "") {
 		cr := credential{source: "registries: of the configuration"}
 		cr.Username, cr.Password = h.Username, h.Password
 		if h.PasswordFile != "" {
@@ -142,7 +143,7 @@ func (c *credentials) from(ctx context.Context, f loginFile, n name) (cr credent
 			continue
 		}
 		servers := []string{n.host}
-		if n.host == hub {
+		if isHub(n.host) {
 			servers = []string{hubKey}
 		}
 		// An empty entry says under what name the helper keeps it.
@@ -151,7 +152,7 @@ func (c *credentials) from(ctx context.Context, f loginFile, n name) (cr credent
 		}
 		for _, server := range servers {
 			a, err := c.runs.do(ctx, [2]string{helper, server}, always, func(ctx context.Context) (helperAnswer, error) {
-				return runHelper(ctx, helper, server)
+				return runHelper(ctx, c.wait, helper, server)
 			})
 			if ctx.Err() != nil {
 				return credential{}, "", ctx.Err()
@@ -252,14 +253,16 @@ func keyPath(key string) string {
 // lookup returns the key of m that fits n best: the longest path, and of those
 // that say the same the exact one, then the first in order.
 func lookup[V any](m map[string]V, n name) (string, bool) {
-	exact := n.host
-	if n.host == hub {
+	host := hostName(n.host)
+	repository := host + "/" + n.repo
+	exact := host
+	if host == hub {
 		exact = hubKey
 	}
 	best, bestPath := "", ""
 	for key := range m {
 		p := keyPath(key)
-		if p != n.host && p != n.repository() && !strings.HasPrefix(n.repository(), p+"/") || p == "" {
+		if p == "" || p != repository && !strings.HasPrefix(repository, p+"/") {
 			continue
 		}
 		better := best == "" || len(p) > len(bestPath) ||
@@ -315,12 +318,12 @@ type helperAnswer struct{ Username, Secret string }
 
 // runHelper asks docker-credential-<helper> for a server's credentials. An
 // empty answer means that it knows none.
-func runHelper(ctx context.Context, helper, server string) (helperAnswer, error) {
+func runHelper(ctx context.Context, wait time.Duration, helper, server string) (helperAnswer, error) {
 	program := "docker-credential-" + helper
 	if strings.ContainsAny(helper, `/\`) {
 		return helperAnswer{}, fmt.Errorf("%s is no name of a credential helper", quote(helper))
 	}
-	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, "get")
 	cmd.Stdin = strings.NewReader(server)
@@ -330,9 +333,9 @@ func runHelper(ctx context.Context, helper, server string) (helperAnswer, error)
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, exec.ErrWaitDelay):
 	case ctx.Err() != nil:
-		return helperAnswer{}, fmt.Errorf("%s did not answer within %s: see what it waits for", program, helperTimeout)
+		return helperAnswer{}, fmt.Errorf("%s did not answer within %s: see what it waits for", program, wait)
 	case errors.Is(err, exec.ErrNotFound):
 		return helperAnswer{}, fmt.Errorf("%s, which the login file names, is not in PATH: install it where updaterd runs, or give the credentials under registries:", program)
 	case strings.Contains(strings.ToLower(out.String()), notFoundText):

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -46,6 +47,7 @@ func TestCredentials(t *testing.T) {
 		{"Docker Hub's index alone", is("index.docker.io"), "nginx", robot},
 		{"Docker Hub by name", is("docker.io"), "docker.io/acme/web", robot},
 		{"Docker Hub's registry", is("registry-1.docker.io"), "nginx", robot},
+		{"Docker Hub's login for a reference to its registry", is("https://index.docker.io/v1/"), "registry-1.docker.io/library/nginx", robot},
 		{"podman's part of a registry", is("ghcr.io/acme"), "ghcr.io/acme/web:1", robot},
 		{"podman's repository", is("ghcr.io/acme/web"), "ghcr.io/acme/web:1", robot},
 		{"podman's part of Docker Hub", is("docker.io/acme"), "acme/web", robot},
@@ -143,6 +145,21 @@ func TestCredentialHelpers(t *testing.T) {
 		b, err := os.ReadFile(dir + "/all.log")
 		require.NoError(t, err)
 		require.Equal(t, "get ghcr.io\n", string(b))
+	})
+	t.Run("a helper that hangs, or leaves something that does, is not waited for", func(t *testing.T) {
+		helper(t, dir, "hang", "sleep 60")
+		helper(t, dir, "orphan", "sleep 60 & "+says("orphan", "s3cret"))
+		for name, want := range map[string]updater.Credential{"hang": {}, "orphan": user("orphan")} {
+			var log bytes.Buffer
+			c, _ := client(t, setup{Options: Options{Log: slog.New(slog.NewTextHandler(&log, nil))}, logins: `{"credsStore":"` + name + `"}`}, internet{})
+			c.creds.wait = 2 * time.Second
+			began := time.Now()
+			got, err := c.Credential(bg, "ghcr.io/a/b")
+			require.NoError(t, err)
+			require.Equal(t, want, got)
+			require.Less(t, time.Since(began), 20*time.Second)
+			require.Equal(t, name == "hang", strings.Contains(log.String(), "did not answer"), log.String())
+		}
 	})
 	t.Run("without credentials, a refusal says that the helper failed", func(t *testing.T) {
 		f := newFake("ghcr.io")

@@ -65,7 +65,7 @@ func newHost(c *Client, n string) (*host, error) {
 	if n == hub {
 		h.addr = hubAPI
 	}
-	o := c.hosts[n]
+	o := c.hosts[hostName(n)]
 	rt := c.roundTripper
 	if rt == nil {
 		conf, err := tlsConfig(o.CA, filepath.Join(c.certsDir, n))
@@ -206,7 +206,7 @@ func (h *host) checkRetry(ctx context.Context, resp *http.Response, err error) (
 	case http.StatusTooManyRequests:
 		return short, nil
 	case http.StatusServiceUnavailable:
-		if !said && resp.Request.Method == http.MethodHead && h.name != hub {
+		if !said && resp.Request.Method == http.MethodHead && !isHub(h.name) {
 			return false, nil // the GET that follows is the retry, and has a body to read
 		}
 		return short || !said, nil
@@ -362,7 +362,7 @@ func (h *host) ready(ctx context.Context, n name) error {
 }
 
 func (h *host) meet(ctx context.Context, n name) error {
-	if h.c.hosts[h.name].PlainHTTP {
+	if h.c.hosts[hostName(h.name)].PlainHTTP {
 		return h.ping(n, "http", func(r *http.Request) (*answer, error) { return h.send(ctx, n, r, errorLimit) })
 	}
 	if !loopback(h.addr) {

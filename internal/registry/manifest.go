@@ -96,7 +96,7 @@ func parseManifest(contentType string, body []byte) (manifest, bool) {
 		return manifest{kind: old}, true
 	case doc.Manifests != nil && (doc.Config != nil || doc.Layers != nil):
 		return manifest{}, false // both at once is an attack (GHSA-77vh-xpmg-72qh)
-	case doc.Manifests != nil && k != image:
+	case doc.Manifests != nil && k != image, kindOfType(doc.MediaType) == index && doc.Config == nil:
 		return manifest{kind: index, manifests: doc.Manifests}, true
 	case doc.Config != nil && doc.Config.Digest.Validate() == nil && k != index:
 		return manifest{kind: image, config: *doc.Config}, true
@@ -143,7 +143,7 @@ func (c *Client) resolve(ctx context.Context, n name) (string, error) {
 	default:
 		return "", refuseStatus(n, what, a, cr)
 	}
-	if n.host == hub {
+	if isHub(n.host) {
 		// There a GET counts as a pull, and HEAD is known to work.
 		if a.status == http.StatusOK {
 			return "", nonsense("%s answers about %s without its digest: see whether a proxy stands between", n.host, what)

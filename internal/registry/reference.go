@@ -71,6 +71,10 @@ func hostName(s string) string {
 	return s
 }
 
+// isHub reports whether host is Docker Hub under any of its names. References
+// of some of them stay as they are, but the rules are the same.
+func isHub(host string) bool { return hostName(host) == hub }
+
 // loopback reports whether host is of this machine by its very name. The
 // engine, too, trusts 127.0.0.0/8 and ::1 without TLS (moby, registry/config.go).
 func loopback(hostport string) bool {

@@ -30,7 +30,7 @@ func nonsense(format string, args ...any) error {
 
 func patienceRefusal(host string, n name, until time.Time) error {
 	remedy := "it is left alone until then"
-	if host == hub {
+	if isHub(host) {
 		remedy += "; logging in raises the limit"
 	}
 	return refuse(updater.RateLimited, "%s asks for patience until %s before it is asked about %s again; %s",

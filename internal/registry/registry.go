@@ -136,7 +136,7 @@ func New(o Options) (*Client, error) {
 		}
 		c.hosts[n] = h
 	}
-	c.creds = &credentials{hosts: c.hosts, log: c.log, files: []string{o.DockerConfig}}
+	c.creds = &credentials{hosts: c.hosts, log: c.log, wait: helperTimeout, files: []string{o.DockerConfig}}
 	if o.DockerConfig == "" {
 		c.creds.files = loginFiles()
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -135,22 +136,24 @@ func TestResolve(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newFake(host)
-			m, _ := f.image("acme/web", "", amd64, "a")
-			want := f.index("acme/web", "1", entry(m, &amd64))
-			tt.bend(f)
-			c, _ := client(t, setup{}, internet{host: f})
-			got, err := c.Resolve(bg, host+"/acme/web:1")
-			if tt.reason != "" {
-				refused(t, err, tt.reason, host, "acme/web", tt.says)
-			} else {
-				require.NoError(t, err)
-				require.Equal(t, want.String(), got)
-			}
-			require.Equal(t, tt.head, f.count("HEAD /v2/acme/web/manifests/1"), f.log)
-			if tt.says != "" || tt.reason == "" {
-				require.Equal(t, tt.get, f.count("GET /v2/acme/web/manifests/1"), f.log)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(host)
+				m, _ := f.image("acme/web", "", amd64, "a")
+				want := f.index("acme/web", "1", entry(m, &amd64))
+				tt.bend(f)
+				c, _ := client(t, setup{}, internet{host: f})
+				got, err := c.Resolve(bg, host+"/acme/web:1")
+				if tt.reason != "" {
+					refused(t, err, tt.reason, host, "acme/web", tt.says)
+				} else {
+					require.NoError(t, err)
+					require.Equal(t, want.String(), got)
+				}
+				require.Equal(t, tt.head, f.count("HEAD /v2/acme/web/manifests/1"), f.log)
+				if tt.says != "" || tt.reason == "" {
+					require.Equal(t, tt.get, f.count("GET /v2/acme/web/manifests/1"), f.log)
+				}
+			})
 		})
 	}
 }
@@ -181,19 +184,54 @@ func TestDockerHub(t *testing.T) {
 	}
 	for _, status := range []int{400, 403, 404, 405, 503} {
 		t.Run(fmt.Sprintf("a GET counts as a pull, so none follows a HEAD that says %d", status), func(t *testing.T) {
-			f := newFake(hub)
-			f.odd = func(w http.ResponseWriter, r *http.Request) bool {
-				if manifestRequest(r, "") {
-					w.WriteHeader(status)
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(hub)
+				f.odd = func(w http.ResponseWriter, r *http.Request) bool {
+					if manifestRequest(r, "") {
+						w.WriteHeader(status)
+					}
+					return manifestRequest(r, "")
 				}
-				return manifestRequest(r, "")
-			}
-			c, _ := client(t, setup{}, internet{hubAPI: f})
-			_, err := c.Resolve(bg, "nginx")
-			require.Error(t, err)
-			require.Zero(t, f.count("GET /v2/library"))
+				c, _ := client(t, setup{}, internet{hubAPI: f})
+				_, err := c.Resolve(bg, "nginx")
+				require.Error(t, err)
+				require.Zero(t, f.count("GET /v2/library"))
+			})
 		})
 	}
+}
+
+func TestNames(t *testing.T) {
+	tests := []struct{ ref, host, repo, tag string }{
+		{"nginx", "docker.io", "library/nginx", "latest"},
+		{"user/x", "docker.io", "user/x", "latest"},
+		{"docker.io/nginx", "docker.io", "library/nginx", "latest"},
+		{"index.docker.io/library/nginx:1", "docker.io", "library/nginx", "1"},
+		{"registry-1.docker.io/library/nginx:1", "registry-1.docker.io", "library/nginx", "1"},
+		{"localhost/x", "localhost", "x", "latest"},
+		{"host:5000/x", "host:5000", "x", "latest"},
+		{"reg.example.com/a/b/c:v1", "reg.example.com", "a/b/c", "v1"},
+		{"Host/x", "host", "x", "latest"},
+		{"[::1]:5000/x:1", "[::1]:5000", "x", "1"},
+		{"x@sha256:" + strings.Repeat("a", 64), "docker.io", "library/x", ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.ref, func(t *testing.T) {
+			n, err := parseName(tt.ref)
+			require.NoError(t, err)
+			require.Equal(t, name{host: tt.host, repo: tt.repo, tag: tt.tag, digest: n.digest}, n)
+		})
+	}
+	t.Run("names of one thing are one question", func(t *testing.T) {
+		f := newFake(hub)
+		f.image("library/nginx", "latest", amd64, "a")
+		c, _ := client(t, setup{}, internet{hubAPI: f})
+		for _, ref := range []string{"nginx", "nginx:latest", "docker.io/library/nginx", "index.docker.io/nginx"} {
+			_, err := c.Resolve(bg, ref)
+			require.NoError(t, err)
+		}
+		require.Equal(t, 1, f.count("HEAD"))
+	})
 }
 
 func TestOneRequestPerReferenceAndPass(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 
 const (
 	tagsLimit = 32 << 20 // bytes, over all pages
+	// pageLimit holds some hundred thousand tags: not all registries have pages.
+	pageLimit = 8 << 20
 	tagPages  = 1000
 	// tagsPerPage is a hint. Artifactory pages only when asked to, others have
 	// smaller pages whatever one asks for.
@@ -32,7 +34,7 @@ func (c *Client) listTags(ctx context.Context, n name) ([]string, error) {
 			return nil, nonsense("%s has more than %d pages of %s, which is more than is read: use the policy digest", n.host, tagPages, what)
 		}
 		seen[next] = true
-		a, cr, err := c.ask(ctx, n, question{method: http.MethodGet, kind: "tags", path: next, accept: "application/json", limit: left})
+		a, cr, err := c.ask(ctx, n, question{method: http.MethodGet, kind: "tags", path: next, accept: "application/json", limit: min(left, pageLimit)})
 		if err != nil {
 			return nil, err
 		}

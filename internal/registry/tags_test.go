@@ -71,7 +71,7 @@ func TestTags(t *testing.T) {
 		{name: "a truncated list is no list", odd: answer(200, "application/json", `{"name":"acme/web","tags":["1","2`), reason: updater.RegistryUnavailable, says: "no list", requests: 1},
 		{name: "other JSON is no list", odd: answer(200, "application/json", `{"status":"ok"}`), reason: updater.RegistryUnavailable, says: "no list", requests: 1},
 		{name: "a page that fails fails the list", odd: pages(next(`<?next_page=opaque%%3D%%3D%d>; rel="next"`, 2), three[0], `{"tags":[`), reason: updater.RegistryUnavailable, says: "no list", requests: 2},
-		{name: "a list beyond its bytes is no list", odd: answer(200, "application/json", `{"tags":["`+strings.Repeat("x", tagsLimit)+`"]}`), reason: updater.RegistryUnavailable, says: "longer than", requests: 1},
+		{name: "a page beyond its bytes is no list", odd: answer(200, "application/json", `{"tags":["`+strings.Repeat("x", pageLimit)+`"]}`), reason: updater.RegistryUnavailable, says: "longer than", requests: 1},
 		{name: "404 for a repository that is not there is not found", odd: answer(404, "application/json", `{"errors":[{"code":"NAME_UNKNOWN"}]}`), reason: updater.NotFound, says: "NAME_UNKNOWN", requests: 1},
 		{name: "404 for a repository that can be pulled means that listing is not allowed", odd: answer(404, "application/json", `{"errors":[{"code":"NAME_UNKNOWN"}]}`), resolved: true, reason: updater.Unauthorized, says: "not list", requests: 1},
 		{name: "403 is unauthorized", odd: answer(403, "application/json", `{"errors":[{"code":"DENIED"}]}`), reason: updater.Unauthorized, says: "DENIED", requests: 1},
@@ -112,6 +112,23 @@ func TestTags(t *testing.T) {
 		_, err := c.Tags(bg, example+"/acme/web")
 		refused(t, err, updater.RegistryUnavailable, example, "acme/web", "1000 pages")
 		require.Equal(t, tagPages, n)
+	})
+	t.Run("a list beyond its bytes is left, however small its pages", func(t *testing.T) {
+		f := newFake(example)
+		n, fill := 0, strings.Repeat(" ", pageLimit-100)
+		f.odd = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path == "/v2/" {
+				return false
+			}
+			n++
+			w.Header().Set("Link", fmt.Sprintf(`<?last=%d>; rel="next"`, n))
+			fmt.Fprintf(w, `{"tags":["%d"]}%s`, n, fill)
+			return true
+		}
+		c, _ := client(t, setup{}, internet{example: f})
+		_, err := c.Tags(bg, example+"/acme/web")
+		refused(t, err, updater.RegistryUnavailable, example, "acme/web", "longer than")
+		require.Equal(t, 5, n)
 	})
 	t.Run("one tag list per repository and pass, whatever the tag", func(t *testing.T) {
 		f := newFake(example)
