@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -358,17 +359,34 @@ func TestRedirects(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want.String(), got)
 	})
+	t.Run("a token server's redirect does not take an identity token along", func(t *testing.T) {
+		f, other := newFake(example), newFake("other.example.net")
+		f.auth = "bearer"
+		f.odd = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path == "/token" {
+				http.Redirect(w, r, "https://other.example.net/token", http.StatusTemporaryRedirect)
+			}
+			return r.URL.Path == "/token"
+		}
+		c, _ := client(t, setup{logins: `{"auths":{"` + example + `":{"identitytoken":"s3cret"}}}`}, internet{example: f, "other.example.net": other})
+		_, err := c.Resolve(bg, example+"/acme/web:1")
+		refused(t, err, updater.RegistryUnavailable, example, "holds a secret")
+		require.Empty(t, other.log)
+	})
 	for _, tt := range []struct{ name, to, says string }{
+		{"a target that cannot be read is told without its query", "https://cdn.example.net/%zz?token=t0ken", "Location"},
 		{"a link-local address is refused", "https://169.254.169.254/latest?token=t0ken", "link-local"},
 		{"leaving TLS is refused", "http://cdn.example.net/x?token=t0ken", "from TLS"},
 		{"a ring is left", "https://" + example + "/v2/acme/web/manifests/1", "more than"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newFake(example)
-			f.odd = to(tt.to)
-			c, _ := client(t, setup{}, internet{example: f})
-			_, err := c.Resolve(bg, example+"/acme/web:1")
-			refused(t, err, updater.RegistryUnavailable, example, tt.says)
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(example)
+				f.odd = to(tt.to)
+				c, _ := client(t, setup{}, internet{example: f})
+				_, err := c.Resolve(bg, example+"/acme/web:1")
+				refused(t, err, updater.RegistryUnavailable, example, tt.says)
+			})
 		})
 	}
 }

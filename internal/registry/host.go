@@ -157,21 +157,16 @@ func refuseLinkLocal(_, address string, _ syscall.RawConn) error {
 	return nil
 }
 
-// redirectError says why a redirect is not followed.
-type redirectError string
-
-func (e redirectError) Error() string { return string(e) }
-
 // checkRedirect follows a registry to its storage, without its credentials.
 func (h *host) checkRedirect(req *http.Request, via []*http.Request) error {
 	from := via[0].URL
 	switch {
 	case len(via) > maxHops:
-		return redirectError(fmt.Sprintf("it redirects more than %d times", maxHops))
+		return hostError(fmt.Sprintf("it redirects more than %d times", maxHops))
 	case linkLocal(req.URL.Hostname()):
-		return redirectError("it redirects to the link-local address " + req.URL.Hostname() + ", which is refused")
+		return hostError("it redirects to the link-local address " + req.URL.Hostname() + ", which is refused")
 	case req.URL.Scheme != "https" && req.URL.Scheme != from.Scheme:
-		return redirectError("it redirects from TLS to plain HTTP, which is refused")
+		return hostError("it redirects from TLS to plain HTTP, which is refused")
 	}
 	req.Header.Del("Referer") // it would tell the query of where we come from
 	for _, r := range append(via[1:], req) {
@@ -180,7 +175,7 @@ func (h *host) checkRedirect(req *http.Request, via []*http.Request) error {
 		if r.URL.Host != from.Host || r.URL.Scheme != from.Scheme {
 			req.Header.Del("Authorization")
 			if req.Method == http.MethodPost {
-				return redirectError("its token server redirects a request that holds a secret to another host, which is refused")
+				return hostError("its token server redirects a request that holds a secret to another host, which is refused")
 			}
 		}
 	}
@@ -194,7 +189,7 @@ func (h *host) checkRetry(ctx context.Context, resp *http.Response, err error) (
 	}
 	if err != nil {
 		err = cause(err)
-		var refused redirectError
+		var refused hostError
 		var dns *net.DNSError
 		lasting := errors.As(err, &refused) || isCertificate(err) || isPlain(err) || isTimeout(err) ||
 			errors.As(err, &dns) && dns.IsNotFound
@@ -385,7 +380,12 @@ func (h *host) meet(ctx context.Context, n name) error {
 }
 
 // errSpeaksTLS says that a host was spoken to in plain HTTP and wants TLS.
-var errSpeaksTLS = errors.New("it speaks TLS where plain-http is configured")
+const errSpeaksTLS = hostError("it speaks TLS: take plain-http: away from the host under registries")
+
+// hostError says what a host does that is not put up with.
+type hostError string
+
+func (e hostError) Error() string { return string(e) }
 
 // unmet says that no answer came, and why. Client.ask makes a refusal of it,
 // which names the repository at hand.

@@ -76,9 +76,9 @@ func unreachable(ctx context.Context, n name, err error) error {
 		return e
 	}
 	var authority x509.UnknownAuthorityError
-	var redirect redirectError
+	var odd hostError
 	switch err = cause(err); {
-	case errors.As(err, &redirect):
+	case errors.As(err, &odd):
 		return nonsense("%s cannot be asked about %s: %v: see what answers there", n.host, n.repo, err)
 	case errors.As(err, &authority):
 		return nonsense("%s shows a certificate that no authority known here has signed: give the authority's file as ca: of the host under registries:, or put it in /etc/docker/certs.d/%s/ca.crt (asked about %s)", n.host, n.host, n.repo)
@@ -89,7 +89,7 @@ func unreachable(ctx context.Context, n name, err error) error {
 	case isTimeout(err):
 		return nonsense("%s does not answer in time about %s: see whether it and the network, a proxy or a firewall between are up", n.host, n.repo)
 	}
-	return nonsense("%s cannot be asked about %s: %v: see whether it and the network between are up", n.host, n.repo, err)
+	return nonsense("%s cannot be asked about %s: %s: see whether it and the network between are up", n.host, n.repo, scrub(err.Error()))
 }
 
 // cause strips what net/http wraps around an error: the whole URL, whose query
@@ -102,6 +102,28 @@ func cause(err error) error {
 		}
 		err = u.Err
 	}
+}
+
+// scrub takes out of a text what follows a question mark, for net/http quotes a
+// Location that it cannot read, and shortens it.
+func scrub(s string) string {
+	var b strings.Builder
+	for {
+		before, after, found := strings.Cut(s, "?")
+		b.WriteString(before)
+		if !found {
+			break
+		}
+		i := strings.IndexAny(after, " \t\"'")
+		if i < 0 {
+			break
+		}
+		s = after[i:]
+	}
+	if b.Len() > 300 {
+		return b.String()[:300] + "..."
+	}
+	return b.String()
 }
 
 func isCertificate(err error) bool {

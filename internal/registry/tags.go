@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -80,7 +79,16 @@ func (c *Client) listTags(ctx context.Context, n name) ([]string, error) {
 }
 
 // validTag keeps to the grammar of the distribution specification.
-var validTag = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`).MatchString
+func validTag(t string) bool {
+	for i := range len(t) {
+		ch := t[i]
+		word := ch == '_' || '0' <= ch && ch <= '9' || 'a' <= ch && ch <= 'z' || 'A' <= ch && ch <= 'Z'
+		if !word && (i == 0 || ch != '.' && ch != '-') {
+			return false
+		}
+	}
+	return t != "" && len(t) <= 128
+}
 
 // nextPage returns path and query of the page that a Link header names as the
 // next, or "". The cursor in it is opaque and is kept as it is (distribution
