@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/updaterd/updaterd/internal/updater"
 )
 
 const (
@@ -138,10 +140,17 @@ func (c *Client) put(ctx context.Context, n name, q question) (*answer, credenti
 		case g.basic:
 			authorization = cr.basic()
 		default:
-			if tok, err = c.token(ctx, h, n, g, cr); err != nil {
+			tok, err = c.token(ctx, h, n, g, cr)
+			var r *updater.Refusal
+			switch {
+			case err == nil:
+				authorization = "Bearer " + tok.value
+			case try == 0 && cr.zero() && errors.As(err, &r) && r.Reason == updater.Unauthorized:
+				// The challenge was a guess: the real question may need no token.
+				known = false
+			default:
 				return nil, cr, err
 			}
-			authorization = "Bearer " + tok.value
 		}
 		req, err := c.request(q.method, target, nil)
 		if err != nil {

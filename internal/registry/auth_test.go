@@ -146,6 +146,28 @@ func TestHowManyRequests(t *testing.T) {
 	})
 }
 
+func TestAPublicRepositoryOfAClosedRegistry(t *testing.T) {
+	f := newFake(example)
+	f.auth, f.user = "bearer", "somebody" // no tokens for others
+	want, _ := f.image("public/web", "1", amd64, "a")
+	f.image("private/web", "1", amd64, "b")
+	f.odd = func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/public/") {
+			return false
+		}
+		open := newFake(example)
+		open.manifests = f.manifests
+		open.ServeHTTP(w, r)
+		return true
+	}
+	c, _ := client(t, setup{}, internet{example: f})
+	got, err := c.Resolve(bg, example+"/public/web:1")
+	require.NoError(t, err)
+	require.Equal(t, want.String(), got)
+	_, err = c.Resolve(bg, example+"/private/web:1")
+	refused(t, err, updater.Unauthorized, example, "private/web")
+}
+
 func TestARepositoryWithAChallengeOfItsOwn(t *testing.T) {
 	f := newFake(example)
 	f.auth = "bearer"
