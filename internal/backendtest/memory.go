@@ -35,6 +35,12 @@ const (
 	PortTaken   Behaviour = "port-taken"   // the engine cannot start it, and it is not the image's fault
 	OOM         Behaviour = "oom"          // is killed for want of memory
 	CannotPull  Behaviour = "cannot-pull"
+	SlowPull    Behaviour = "slow-pull"      // good, but pulling it takes an hour
+	Same        Behaviour = "same"           // brings the image that runs already, as pulling it shows
+	Foreign     Behaviour = "foreign"        // built for another platform, as pulling it shows
+	Flaps       Behaviour = "flaps"          // healthy for 4 s, then failing its probe for 4 s, and so on
+	Slow        Behaviour = "slow"           // healthy after 30 s
+	Crashes     Behaviour = "crashes-at-3-s" // exits with code 1 after 3 s
 )
 
 // Host is a Docker host in memory. It survives the processes that use it:
@@ -45,6 +51,7 @@ type Host struct {
 	images map[string]Behaviour // by digest
 	next   int
 	down   bool
+	ran    []string // what was run in containers, as "side: command"
 }
 
 // box is one container.
@@ -55,6 +62,7 @@ type box struct {
 	Exit                  int
 	Restart               string // restart policy
 	Replaces, Change      string // labels of the new side
+	CopyOf                string // label of a copy: the id of the original
 	Started               time.Time
 }
 
@@ -98,6 +106,37 @@ func (h *Host) Down(down bool) {
 type Container struct {
 	ID, Name, Ref, Digest, Config, Restart string
 	Running                                bool
+}
+
+// Kill ends the engine and every container, as a power cut would.
+func (h *Host) Kill() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.down = true
+	for _, b := range h.boxes {
+		if b.Running {
+			b.Running, b.Exit = false, 137
+		}
+	}
+}
+
+// Boot starts the engine again, which starts what its restart policies say.
+func (h *Host) Boot() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.down = false
+	for _, b := range h.boxes {
+		if b.Restart == "always" && !b.Started.IsZero() {
+			_ = h.start(b)
+		}
+	}
+}
+
+// Ran are the commands that were run in containers, as "side: command".
+func (h *Host) Ran() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.ran)
 }
 
 // Containers are all there are, by name.
@@ -234,7 +273,7 @@ func (p *Process) Plan(_ context.Context, c *updater.Change) error {
 		return &updater.Refusal{Reason: updater.Unsupported, Detail: "it has gone"}
 	}
 	c.Origin, _ = json.Marshal(origin{b.ID, b.Name, b.Config, b.Restart, b.Ref, b.Digest})
-	c.Healthy = b.Running
+	c.Healthy = b.Running && p.images[b.Digest] != Unhealthy
 	return nil
 }
 
@@ -253,6 +292,11 @@ func (p *Process) situation(c updater.Change) situation {
 			s.new = b
 		}
 	}
+	for _, b := range p.boxes {
+		if s.old == nil && b.CopyOf != "" && b.CopyOf == s.ID {
+			s.old = b
+		}
+	}
 	if b := p.named(s.Name); b != s.old && b != s.new {
 		s.stranger = b
 	}
@@ -263,10 +307,24 @@ func (p *Process) situation(c updater.Change) situation {
 func (p *Process) Prepare(ctx context.Context, c updater.Change, report func(updater.Progress)) error {
 	to := c.Parts[0].To
 	report(updater.Progress{Step: "pulling"})
+	p.mu.Lock()
+	slow := p.images[to.Digest] == SlowPull
+	p.mu.Unlock()
+	if slow {
+		select {
+		case <-time.After(time.Hour):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	err := p.effect("pull", func() error {
 		switch b, ok := p.images[to.Digest]; {
 		case !ok || b == CannotPull:
 			return errors.New("the image cannot be pulled")
+		case b == Same:
+			return updater.ErrSame
+		case b == Foreign:
+			return &updater.Refusal{Reason: updater.PlatformMissing, Detail: "it is not built for linux/amd64"}
 		}
 		return nil
 	})
@@ -332,9 +390,7 @@ func (p *Process) Observe(_ context.Context, c updater.Change, side updater.Side
 	s := p.situation(c)
 	b := s.new
 	if side == updater.OldSide {
-		if b = s.old; b == nil {
-			b = p.named(s.Name) // a copy
-		}
+		b = s.old
 	}
 	if b == nil {
 		return updater.Observation{Gone: true}, nil
@@ -359,17 +415,48 @@ func (p *Process) Observe(_ context.Context, c updater.Change, side updater.Side
 		if age >= 5*time.Second {
 			o.Health = updater.HealthUnhealthy
 		}
+	case Flaps:
+		if age/(4*time.Second)%2 == 1 {
+			o.Probe = "connection refused"
+		}
+	case Slow:
+		o.Health = updater.HealthStarting
+		if age >= 30*time.Second {
+			o.Health = updater.HealthHealthy
+		}
+	case Crashes:
+		if age >= 3*time.Second {
+			o.Running, o.ExitCode, o.Logs = false, 1, "out of luck"
+		}
 	}
 	return o, nil
 }
 
-// Exec succeeds for every command but "false", and hangs for "sleep".
-func (p *Process) Exec(ctx context.Context, c updater.Change, side updater.Side, h updater.Hook) (updater.Result, error) {
+// Exec succeeds for every command but "false", and "sleep" takes an hour.
+func (p *Process) Exec(ctx context.Context, _ updater.Change, side updater.Side, h updater.Hook) (updater.Result, error) {
+	p.mu.Lock()
+	err := p.ask()
+	if err == nil {
+		p.ran = append(p.ran, string(side)+": "+strings.Join(h.Command, " "))
+	}
+	p.mu.Unlock()
+	if err != nil {
+		return updater.Result{}, err
+	}
 	switch h.Command[0] {
 	case "false":
 		return updater.Result{ExitCode: 1, Output: "no"}, nil
 	case "sleep":
-		return updater.Result{TimedOut: true}, nil
+		ends, timedOut := time.Hour, false
+		if h.Timeout > 0 && h.Timeout < ends {
+			ends, timedOut = h.Timeout, true
+		}
+		select {
+		case <-time.After(ends):
+			return updater.Result{TimedOut: timedOut}, nil
+		case <-ctx.Done():
+			return updater.Result{}, ctx.Err()
+		}
 	}
 	return updater.Result{}, nil
 }
@@ -417,14 +504,15 @@ func (p *Process) Restore(_ context.Context, c updater.Change) (updater.Restorat
 			case c.Superseded:
 			case s.Config != "":
 				s.old = p.create(s.Name, s.Ref, s.Digest, s.Config, s.Restart)
+				s.old.CopyOf = s.ID
 				s.old.Running, s.old.Started = true, time.Now()
-				r.Copy = true
 			}
 			return nil
 		}},
 		{"restart policy back", func(s situation) error {
 			if s.old != nil && !superseded {
 				s.old.Restart = s.Restart
+				r.Copy = s.old.CopyOf != ""
 			}
 			return nil
 		}},
@@ -652,10 +740,12 @@ func (s *State) History(_ context.Context, limit int) ([]updater.Entry, error) {
 
 // Registry is a registry in memory: what each tag stands for, by reference.
 type Registry struct {
-	mu    sync.Mutex
-	tags  map[string]string
-	err   map[string]error
-	Asked int // resolves, all told
+	mu        sync.Mutex
+	tags      map[string]string
+	err       map[string]error
+	delay     map[string]time.Duration
+	manifests map[string]string
+	Asked     int // resolves, all told
 }
 
 var _ updater.Registry = (*Registry)(nil)
@@ -680,6 +770,34 @@ func (r *Registry) Fail(ref string, err error) {
 	r.err[ref] = err
 }
 
+// Unpublish takes a tag away.
+func (r *Registry) Unpublish(ref string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.tags, ref)
+}
+
+// Delay makes every question about what ref stands for take so long.
+func (r *Registry) Delay(ref string, d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.delay == nil {
+		r.delay = map[string]time.Duration{}
+	}
+	r.delay[ref] = d
+}
+
+// Wrap makes an index of a digest: manifest is what it holds for every
+// platform, "" that it holds nothing for any.
+func (r *Registry) Wrap(digest, manifest string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.manifests == nil {
+		r.manifests = map[string]string{}
+	}
+	r.manifests[digest] = manifest
+}
+
 // Tags lists the tags of a repository.
 func (r *Registry) Tags(_ context.Context, ref string) ([]string, error) {
 	r.mu.Lock()
@@ -697,7 +815,17 @@ func (r *Registry) Tags(_ context.Context, ref string) ([]string, error) {
 }
 
 // Resolve says what a tag stands for.
-func (r *Registry) Resolve(_ context.Context, ref string) (string, error) {
+func (r *Registry) Resolve(ctx context.Context, ref string) (string, error) {
+	r.mu.Lock()
+	delay := r.delay[ref]
+	r.mu.Unlock()
+	if delay > 0 {
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.Asked++
@@ -711,9 +839,18 @@ func (r *Registry) Resolve(_ context.Context, ref string) (string, error) {
 	return d, nil
 }
 
-// Image knows every digest, and nothing more about it.
-func (r *Registry) Image(_ context.Context, ref, digest string, _ updater.Platform) (updater.Image, error) {
-	return updater.Image{Ref: ref, Digest: digest, Manifest: digest}, nil
+// Image knows every digest; one that was not wrapped is its own manifest.
+func (r *Registry) Image(_ context.Context, ref, digest string, p updater.Platform) (updater.Image, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	manifest, wrapped := r.manifests[digest]
+	switch {
+	case !wrapped:
+		manifest = digest
+	case manifest == "":
+		return updater.Image{}, &updater.Refusal{Reason: updater.PlatformMissing, Detail: fmt.Sprintf("%s has no image for %s", ref, p)}
+	}
+	return updater.Image{Ref: ref, Digest: digest, Manifest: manifest}, nil
 }
 
 // NewPass does nothing: every question is answered anew.

@@ -3,7 +3,6 @@ package updater_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"runtime"
 	"sync"
@@ -54,7 +53,7 @@ func (w *world) process(dieAt int) (*updater.Updater, *death) {
 	d := &death{at: dieAt}
 	backend := &backendtest.Process{Host: w.host, ID: "local", Step: d.step}
 	state := &backendtest.State{Disk: w.disk, Step: d.step}
-	return updater.New([]updater.Place{{Backend: backend, State: state}}, w.rules(), slog.New(slog.NewTextHandler(io.Discard, nil))), d
+	return updater.New([]updater.Place{{Backend: backend, State: state}}, w.rules(), slog.New(slog.DiscardHandler)), d
 }
 
 func (w *world) rules() updater.Rules {
@@ -87,6 +86,14 @@ func (w *world) holds(digest string, msg string) {
 	require.Empty(w.t, open, "%s: changes left open", msg)
 }
 
+func (w *world) record(id string) updater.Record {
+	w.t.Helper()
+	all, err := (&backendtest.State{Disk: w.disk}).Recall(context.Background())
+	require.NoError(w.t, err)
+	return all[id]
+}
+
+// death ends a process at one of its steps, and at all that come after it.
 type death struct {
 	mu    sync.Mutex
 	at    int
@@ -124,28 +131,29 @@ func (n *notifier) Notify(_ context.Context, e updater.Entry) {
 }
 
 // TestCrashAtEveryStep kills updaterd before and after every write to the
-// journal and every call to the engine, then kills the one that recovers at
-// every step as well, with the journal kept and with the journal lost.
+// journal and every call to the engine, then kills the one that recovers, with
+// the journal kept and with the journal lost. The second death comes at every
+// step for one image of each kind (good, found bad while it is judged, never
+// started, never pulled), and at some, other ones each time, for the rest.
 func TestCrashAtEveryStep(t *testing.T) {
-	for _, behaviour := range []backendtest.Behaviour{
-		backendtest.Good, backendtest.Exits, backendtest.Unhealthy, backendtest.TurnsSick, backendtest.Hangs,
-		backendtest.CannotStart, backendtest.PortTaken, backendtest.OOM, backendtest.CannotPull,
+	for behaviour, every := range map[backendtest.Behaviour]int{
+		backendtest.Good: 1, backendtest.Exits: 1, backendtest.PortTaken: 3, backendtest.CannotPull: 2,
+		backendtest.Unhealthy: 5, backendtest.CannotStart: 5, backendtest.OOM: 5,
+		backendtest.Crashes: 7, backendtest.TurnsSick: 7, backendtest.Hangs: 11, backendtest.Flaps: 11,
 	} {
 		for _, lost := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, journal lost %v", behaviour, lost), func(t *testing.T) {
+				t.Parallel()
 				first, scenarios := 1, 0
-				for ; ; first++ {
-					more := false
-					for second := 1; ; second++ {
+				for more := true; more; first++ {
+					more = false
+					for second := 1 + first%every; ; second += every {
 						died, again := crashTwice(t, behaviour, first, second, lost)
 						scenarios++
 						more = more || died
 						if !died || !again {
 							break
 						}
-					}
-					if !more {
-						break
 					}
 				}
 				require.Greater(t, first, 8, "the crashes must have come somewhere")
@@ -174,11 +182,31 @@ func crashTwice(t *testing.T, b backendtest.Behaviour, first, second int, lost b
 		w.once()
 		w.once() // a pass that was refused anew may have to come first
 
+		when := fmt.Sprintf("died at %d: %s, then at %d: %s", first, d.what, second, d2.what)
 		want := oldDigest
 		if b == backendtest.Good {
 			want = newDigest
 		}
-		w.holds(want, fmt.Sprintf("died at %d: %s, then at %d: %s", first, d.what, second, d2.what))
+		w.holds(want, when)
+		if lost {
+			return
+		}
+		m := w.record("local/web")
+		switch b {
+		case backendtest.Good:
+			require.Equal(t, newDigest, m.Committed.Digest, when)
+			require.Empty(t, m.Rejected, when)
+			require.Nil(t, m.Retry, when)
+		case backendtest.PortTaken, backendtest.CannotPull:
+			require.Empty(t, m.Rejected, when)
+			require.NotNil(t, m.Retry, when)
+			require.Equal(t, newDigest, m.Retry.Digest, when)
+			require.Equal(t, 1, m.Retry.Attempts, when)
+		default:
+			require.Len(t, m.Rejected, 1, when)
+			require.Equal(t, newDigest, m.Rejected[0].Digest, when)
+			require.Equal(t, updater.Rejected, m.Rejected[0].Reason, when)
+		}
 	})
 	return died, again
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -29,15 +30,21 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 		d.Reason, d.Until, d.Detail = r, until, fmt.Sprintf(format, args...)
 		return d
 	}
+	if w.Skip != nil && (w.Skip.Reason == NotRunning || w.Skip.Reason == Mixed) {
+		// Whatever the registry holds: what does not run, or not in one version,
+		// is not up to date either.
+		return say(w.Skip.Reason, time.Time{}, "%s", w.Skip.Detail)
+	}
 	if f.refusal != nil {
 		return say(f.refusal.Reason, time.Time{}, "%s", f.refusal.Detail)
 	}
 	c := *f.candidate
 	if w.Runs.Is(c) {
 		switch {
-		case c.Ref != w.Image && !slices.Contains(w.Runs.Digests, c.Digest):
+		case bare(c.Ref) == bare(w.Image):
+		case !slices.Contains(w.Runs.Digests, c.Digest):
 			return say(UpToDate, time.Time{}, "%s is the same image for %s", c.Ref, w.Runs.Platform)
-		case c.Ref != w.Image:
+		default:
 			return say(UpToDate, time.Time{}, "%s is the same image under another tag", c.Ref)
 		}
 		return say(UpToDate, time.Time{}, "it runs what %s stands for", c.Ref)
@@ -79,6 +86,12 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 		return say(Update, time.Time{}, "%s", f.detail)
 	}
 	return say(Update, time.Time{}, "%s now stands for %s", c.Ref, c.Digest)
+}
+
+// bare is a reference without its digest.
+func bare(ref string) string {
+	name, _, _ := strings.Cut(ref, "@")
+	return name
 }
 
 func stamp(t time.Time) string { return t.Format(time.RFC3339) }
@@ -155,6 +168,19 @@ func (m *Record) see(digest string, now time.Time) {
 			return m.Seen[a].Compare(m.Seen[b])
 		})
 		delete(m.Seen, oldest)
+	}
+}
+
+// learn is what to remember of an image that was tried.
+func (m *Record) learn(to Image, v Verdict, why string, now time.Time) {
+	switch v {
+	case Good:
+		m.Committed, m.Retry = to, nil
+		m.Seen, m.Approved = nil, nil
+	case Bad:
+		m.reject(Rejection{Image: to, Reason: Rejected, Why: why, At: now})
+	case Unclear:
+		m.postpone(to.Digest, why, now)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -55,13 +56,22 @@ func (d *driver) drive(lead, stop context.Context, c Change, resumed bool) Chang
 	for !c.Phase.Final() && lead.Err() == nil {
 		log.Info("change moves on", "phase", c.Phase, "from", from(c), "to", to(c), "verdict", c.Verdict, "reason", c.Why)
 		if err := d.journal.Save(lead, c); err != nil {
-			if c.Phase != Restoring {
+			switch {
+			case lead.Err() != nil:
+				log.Warn("change left open", "phase", c.Phase)
+				return c
+			case c.Phase == Restoring:
+				// Going back never waits for it.
+				log.Error("journal cannot be written, going back all the same", "err", err)
+			case c.Phase == Committing && resumed:
+				// It is in the journal already, and the original may be gone.
+				log.Error("journal cannot be written, going on with the commit that was begun", "err", err)
+			default:
 				// Going forward needs the journal.
+				c.Reason = Surroundings
 				c = goBack(c, Unclear, fmt.Sprintf("the journal cannot be written: %v", err))
 				continue
 			}
-			// Going back never waits for it.
-			log.Error("journal cannot be written, going back all the same", "err", err)
 		}
 		next, ok := d.step(lead, stop, c, resumed, log)
 		if !ok {
@@ -71,7 +81,7 @@ func (d *driver) drive(lead, stop context.Context, c Change, resumed bool) Chang
 		c, resumed = next, false
 	}
 	if c.Phase.Final() {
-		d.finish(lead, c, log)
+		c = d.finish(lead, c, log)
 	}
 	return c
 }
@@ -114,13 +124,7 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 
 	case Committing:
 		// From here on there is no going back: a commit that was broken off may
-		// have dropped the original already. What cannot be remembered is lost.
-		if err := d.remember(lead, c, func(p Part, m *Record) {
-			m.Committed, m.Retry = p.To, nil
-			m.Seen, m.Approved = nil, nil
-		}); err != nil {
-			log.Error("commit cannot be remembered, a later roll-back by hand will not be seen as one", "err", err)
-		}
+		// have dropped the original already.
 		if !d.insist(lead, stop, log, "commit does not succeed", func() error { return d.backend.Commit(lead, c) }) {
 			return c, false
 		}
@@ -141,7 +145,7 @@ func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger)
 	err := d.backend.Prepare(ctx, c, func(p Progress) {
 		log.Debug("preparing", "step", p.Step, "done", p.Done, "total", p.Total)
 	})
-	if err == nil {
+	if err == nil && ctx.Err() == nil {
 		v, why := d.hook(lead, stop, c, OldSide, c.Settings.PreUpdate, "pre-update", Unclear)
 		switch v {
 		case Good:
@@ -152,7 +156,7 @@ func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger)
 			return goBack(c, Unclear, why)
 		}
 	}
-	if ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil {
 		return goBack(c, "", "broken off before anything was stopped")
 	}
 	if errors.Is(err, ErrSame) {
@@ -167,43 +171,30 @@ func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger)
 	return goBack(c, blame(err), err.Error())
 }
 
-// restore goes back, checks that what is back is as well as it was, and
-// remembers the verdict.
+// restore goes back, and checks that what is back is as well as it was.
 func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log *slog.Logger) (Change, bool) {
-	var superseded bool
+	var superseded, kept bool
 	ok := d.insist(lead, stop, log, "restore does not succeed, the workload may be down", func() error {
 		r, err := d.backend.Restore(lead, c)
 		if errors.Is(err, ErrSuperseded) {
-			superseded, c.Why = true, err.Error()
+			superseded = true
+			if !strings.Contains(c.Why, err.Error()) {
+				c.Why = join(c.Why, err.Error())
+			}
 			return nil
 		}
-		c.Copy = c.Copy || r.Copy
-		if r.Kept {
-			log.Error("no way back is left, the new side stays", "reason", c.Why)
-		}
+		c.Copy, kept = c.Copy || r.Copy, r.Kept
 		return err
 	})
 	if !ok {
 		return c, false
 	}
 
-	// The memory comes before the end of the change: a crash in between
-	// repeats this phase, and rejecting twice is rejecting once.
-	err := d.remember(lead, c, func(p Part, m *Record) {
-		switch {
-		case c.Verdict == Bad && p.Replace:
-			m.reject(Rejection{Image: p.To, Reason: Rejected, Why: c.Why, At: time.Now()})
-		case c.Verdict == Unclear:
-			m.postpone(p.To.Digest, c.Why, time.Now())
-		}
-	})
-	if err != nil {
-		log.Error("verdict cannot be remembered, the image may be tried again", "err", err)
-	}
-
 	switch {
 	case superseded || c.Superseded:
 		c.Phase = Superseded
+	case kept:
+		c.Phase, c.Why = Failed, join(c.Why, "no way back is left, so the new side stays")
 	case !c.Disturbed:
 		c.Phase = Refused
 	case !c.Healthy:
@@ -217,20 +208,23 @@ func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log
 			c.Phase = Restored
 		default:
 			c.Phase, c.Logs = Failed, o.Logs
-			c.Why = fmt.Sprintf("%s; it is back but not healthy as it had been: %s", c.Why, why)
+			c.Why = join(c.Why, "it is back but not healthy as it had been: "+why)
 		}
+	}
+	if c.Copy {
+		c.Why = join(c.Why, "somebody had removed the original, so what is back is a copy of it")
 	}
 	return c, true
 }
 
 // finish makes the end of a change durable and tells people. If the journal
-// cannot be written the change stays open there: the next start repeats
-// its last effect, which changes nothing, and ends it.
-func (d *driver) finish(lead context.Context, c Change, log *slog.Logger) {
+// cannot be written the change stays open there: the next pass settles it, or
+// the next start repeats its last effect, which changes nothing, and ends it.
+func (d *driver) finish(lead context.Context, c Change, log *slog.Logger) Change {
 	c.Ended = time.Now()
 	pause := firstPause
 	for try := 1; ; try++ {
-		err := d.journal.Save(lead, c)
+		err := d.settle(lead, c)
 		if err == nil {
 			break
 		}
@@ -252,6 +246,25 @@ func (d *driver) finish(lead context.Context, c Change, log *slog.Logger) {
 	for _, e := range c.Entries() {
 		d.notifier.Notify(lead, e)
 	}
+	return c
+}
+
+// settle writes what is to be remembered of a change that is over, and its
+// end. Doing so again changes nothing, so a crash in between repeats the phase
+// before: rejecting twice is rejecting once.
+func (d *driver) settle(ctx context.Context, c Change) error {
+	edits := map[string]func(*Record){}
+	for _, p := range c.Parts {
+		if p.Replace && c.Verdict != "" {
+			edits[p.Workload] = func(m *Record) { m.learn(p.To, c.Verdict, c.Why, c.Ended) }
+		}
+	}
+	if len(edits) > 0 {
+		if err := d.journal.Remember(ctx, edits); err != nil {
+			return fmt.Errorf("remembering the verdict: %w", err)
+		}
+	}
+	return d.journal.Save(ctx, c)
 }
 
 // judge looks at one side until the gate has a verdict; false when it was
@@ -336,19 +349,18 @@ func (d *driver) insist(lead, stop context.Context, log *slog.Logger, message st
 	}
 }
 
-// remember edits the record of every part in one transaction.
-func (d *driver) remember(ctx context.Context, c Change, edit func(Part, *Record)) error {
-	edits := map[string]func(*Record){}
-	for _, p := range c.Parts {
-		edits[p.Workload] = func(m *Record) { edit(p, m) }
-	}
-	return d.journal.Remember(ctx, edits)
-}
-
 // goBack turns a change round.
 func goBack(c Change, v Verdict, why string) Change {
 	c.Phase, c.Verdict, c.Why = Restoring, v, why
 	return c
+}
+
+// join puts a further sentence behind what is known.
+func join(why, more string) string {
+	if why == "" {
+		return more
+	}
+	return why + "; " + more
 }
 
 // blame is whom an effect's error speaks against.

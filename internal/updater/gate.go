@@ -24,7 +24,7 @@ type gate struct {
 	healthy time.Time // healthy since; zero: it is not
 	started time.Time // start of the process that was healthy
 	ever    bool      // it was healthy at least once since the clock started
-	// base are the engine's restarts that came before the clock started.
+	// base are the engine's restarts that came before the clock was started anew.
 	base int
 	// gap: nobody watched just before the next look (updaterd or the engine
 	// was down), so an exit may be the engine's doing.
@@ -46,6 +46,7 @@ func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 			g.base = o.Restarts
 		}
 	}
+	g.base = min(g.base, o.Restarts) // engines count from 0 again after a start by hand
 	timeout := g.timeout
 	if timeout == 0 {
 		timeout = o.Timeout

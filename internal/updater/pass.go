@@ -3,6 +3,7 @@ package updater
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -30,7 +31,7 @@ type work struct {
 	mu       sync.Mutex
 	notifier Notifier
 	slots    chan struct{}     // one per change that may be under way
-	busy     map[string]Change // by unit: the changes under way, as they began
+	busy     map[string]string // by unit: the id of the change under way, "" while one waits for its turn
 	ended    map[string]Change // by unit: how the last change of this process ended
 	told     map[string]Reason // by workload: the reason that was last logged
 }
@@ -38,7 +39,7 @@ type work struct {
 func newWork(place Place, j Journal, rules Rules, log *slog.Logger) *work {
 	w := &work{
 		backend: place.Backend, journal: j, log: log.With("backend", place.Backend.Name()),
-		busy: map[string]Change{}, ended: map[string]Change{}, told: map[string]Reason{},
+		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]Reason{},
 	}
 	w.adopt(rules)
 	return w
@@ -57,8 +58,10 @@ func (w *work) adopt(rules Rules) {
 func (w *work) wait() { w.changes.Wait() }
 
 // recover takes up every open change that is not under way in this process:
-// those of the journal, and those that left traces on the backend alone.
+// those of the journal, and those that left traces on the backend alone. What
+// was under way when it began is left out, for it may end meanwhile.
 func (w *work) recover(stop context.Context) {
+	busy := w.busyNow()
 	open, err := w.journal.Open(stop)
 	if err != nil {
 		w.log.Error("journal cannot be read; recovering from what the backend shows", "err", err)
@@ -67,17 +70,15 @@ func (w *work) recover(stop context.Context) {
 	for _, c := range open {
 		known[c.ID] = true
 	}
-	w.mu.Lock()
-	for _, c := range w.busy {
-		known[c.ID] = true
+	for _, id := range busy {
+		known[id] = true
 	}
-	w.mu.Unlock()
 	traces, err := w.backend.Traces(stop, known)
 	if err != nil {
 		w.log.Warn("backend cannot be asked for traces of changes", "err", err)
 	}
 	for _, c := range append(open, traces...) {
-		if !w.begin(c) {
+		if busy[c.Unit] == c.ID || w.settled(c) || !w.begin(c) {
 			continue
 		}
 		w.changes.Go(func() { w.end(w.driver().drive(w.lead, stop, c, true)) })
@@ -90,14 +91,49 @@ func (w *work) driver() *driver {
 	return &driver{backend: w.backend, journal: w.journal, notifier: w.notifier, log: w.log, once: w.once}
 }
 
-// begin marks a unit as busy; false when it already is.
+// settled reports whether a change is over in this process. If its end could
+// not be written at the time, that is made up for.
+func (w *work) settled(c Change) bool {
+	w.mu.Lock()
+	ended := w.ended[c.Unit]
+	w.mu.Unlock()
+	if ended.ID != c.ID || !ended.Phase.Final() {
+		return false
+	}
+	if err := w.driver().settle(w.lead, ended); err != nil {
+		w.log.Error("end of the change cannot be written to the journal", "workload", c.Unit, "change", c.ID, "err", err)
+	}
+	return true
+}
+
+// reserve marks a unit as waiting for its turn; false when it is busy already.
+func (w *work) reserve(unit string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.busy[unit]; ok {
+		return false
+	}
+	w.busy[unit] = ""
+	return true
+}
+
+// release gives up a unit whose turn did not come.
+func (w *work) release(unit string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.busy[unit] == "" {
+		delete(w.busy, unit)
+	}
+}
+
+// begin marks a unit as busy with a change; false when it is with another.
 func (w *work) begin(c Change) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, ok := w.busy[c.Unit]; ok {
+	if w.busy[c.Unit] != "" {
 		return false
 	}
-	w.busy[c.Unit] = c
+	w.busy[c.Unit] = c.ID
 	return true
 }
 
@@ -115,6 +151,12 @@ func (w *work) isBusy(unit string) bool {
 	return ok
 }
 
+func (w *work) busyNow() map[string]string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.busy)
+}
+
 // pass is one round over the watched workloads of one place.
 type pass struct {
 	*work
@@ -126,8 +168,13 @@ type pass struct {
 	found map[string]bool
 	// unavailable is why the backend could not be asked.
 	unavailable error
-	// open are the changes that the journal holds, by unit.
+	// open are the changes that the journal held, by unit, and busy the units
+	// with one under way in this process, both from before the workloads were
+	// listed: a change that ends meanwhile leaves a list that is out of date.
 	open map[string]Change
+	busy map[string]string
+	// listed is when the workloads were listed.
+	listed time.Time
 }
 
 // item is one watched workload in a pass. Its goroutine owns it: decision may
@@ -164,11 +211,18 @@ func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
 	p := &pass{work: w, rules: rules, act: true}
 	p.run(stop, names, w.changes.Go)
 	updates := 0
+	listed := map[string]bool{}
 	for _, it := range p.items {
 		<-it.decided
+		listed[it.workload.ID] = true
 		if it.decision.Update {
 			updates++
 		}
+	}
+	if p.unavailable == nil {
+		w.mu.Lock()
+		maps.DeleteFunc(w.told, func(id string, _ Reason) bool { return !listed[id] })
+		w.mu.Unlock()
 	}
 	w.log.Info("pass over", "workloads", len(p.items), "updates", updates, "took", time.Since(began).Round(time.Millisecond))
 	return p
@@ -179,6 +233,8 @@ func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
 func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 	p.found = map[string]bool{}
 	p.open = map[string]Change{}
+	p.busy = p.busyNow()
+	p.listed = time.Now()
 	open, err := p.journal.Open(ctx)
 	if err != nil {
 		p.log.Error("journal cannot be read", "err", err)
@@ -287,7 +343,8 @@ func (p *pass) decide(ctx context.Context, it *item, looks chan struct{}) {
 	if it.decision.Reason != "" {
 		return // its settings are wrong
 	}
-	if _, open := p.open[id]; p.isBusy(id) || open && !p.act {
+	_, open := p.open[id]
+	if _, was := p.busy[id]; was || open || p.isBusy(id) {
 		it.decision = Decision{Reason: InProgress, Detail: "a change of it is under way"}
 		return
 	}
@@ -306,6 +363,10 @@ func (p *pass) decide(ctx context.Context, it *item, looks chan struct{}) {
 		c := p.wish(it)
 		if err := p.backend.Plan(ctx, &c); err != nil {
 			it.decision = refused(it.decision, err)
+			return
+		}
+		if p.act && !p.reserve(id) {
+			it.decision = Decision{Candidate: f.candidate, Reason: InProgress, Detail: "a change of it is under way"}
 			return
 		}
 	}
@@ -364,6 +425,9 @@ func (p *pass) wish(it *item) Change {
 
 // refused turns a decision round because of what Plan said.
 func refused(d Decision, err error) Decision {
+	if errors.Is(err, ErrSuperseded) {
+		return Decision{Candidate: d.Candidate, Reason: NotRunning, Detail: err.Error()}
+	}
 	r := asRefusal(err, BackendUnavailable)
 	return Decision{Candidate: d.Candidate, Reason: r.Reason, Detail: r.Detail}
 }
@@ -383,6 +447,7 @@ func (it *item) waitsFor() string {
 // carryOut takes a decision to its end, when its turn comes: after what it
 // depends on, and when a slot is free.
 func (p *pass) carryOut(stop context.Context, it *item) {
+	defer p.release(it.workload.ID)
 	defer func() { it.stopped = it.stopped || stop.Err() != nil }()
 	give := func(r Reason, detail string) {
 		it.late = &Decision{Candidate: it.decision.Candidate, Reason: r, Detail: detail}
@@ -395,6 +460,9 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 				give(Waiting, need.workload.ID+", which it depends on, was to come first and was not updated")
 				return
 			}
+		} else if need.decision.Reason == InProgress {
+			give(Waiting, need.workload.ID+", which it depends on, comes first")
+			return
 		}
 	}
 	p.mu.Lock()
@@ -407,7 +475,12 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	}
 	defer func() { <-slots }()
 
-	// Time has passed: a person may have spoken, the window may have shut.
+	// Time has passed: a person may have changed it or spoken, the window may
+	// have shut.
+	if why := p.outdated(stop, it); why != "" {
+		give(InProgress, why)
+		return
+	}
 	memory, err := p.journal.Recall(stop)
 	if err != nil {
 		give(Surroundings, fmt.Sprintf("the journal cannot be read: %v", err))
@@ -434,6 +507,30 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	it.outcome = &c
 }
 
+// lookHolds is how long a list of workloads may be acted on. A change that had
+// to wait longer for its turn is decided anew if the workload is another now.
+const lookHolds = 10 * time.Second
+
+// outdated says why a decision no longer fits the workload; "" if it does.
+func (p *pass) outdated(ctx context.Context, it *item) string {
+	if time.Since(p.listed) < lookHolds {
+		return ""
+	}
+	workloads, err := p.backend.Workloads(ctx)
+	if err != nil {
+		return fmt.Sprintf("it cannot be looked at again: %v", err)
+	}
+	was := it.workload
+	image := Image{Digest: was.Runs.Digest(), Manifest: was.Runs.Manifest, Config: was.Runs.Config}
+	for _, w := range workloads {
+		same := w.Runs.Is(image) || w.Runs.Digest() == image.Digest
+		if w.ID == was.ID && same && w.Image == was.Image && maps.Equal(w.Written, was.Written) {
+			return ""
+		}
+	}
+	return "somebody changed it while it waited for its turn; the next pass decides anew"
+}
+
 // tell logs a decision when its reason is another than in the last pass.
 func (p *pass) tell(it *item) {
 	if !p.act || p.once {
@@ -447,24 +544,65 @@ func (p *pass) tell(it *item) {
 	}
 }
 
-// rows are what the pass says, one per watched workload; to be asked for when
-// everything it started is over.
-func (p *pass) rows() []Row {
+// rows are what the pass says, one per watched workload, or per workload that a
+// person named; to be asked for when everything it started is over.
+func (p *pass) rows(named []string) []Row {
+	rows := []Row{}
 	if p.unavailable != nil {
 		r := Row{Backend: p.backend.Name(), Workload: p.backend.Name(), Decision: "none",
 			Reason: BackendUnavailable, Detail: p.unavailable.Error()}
 		if p.act {
 			r.Outcome = OutcomeNone
 		}
-		return []Row{r}
+		rows = append(rows, r)
 	}
-	rows := []Row{}
 	listed := map[string]bool{}
 	for _, it := range p.items {
 		listed[it.workload.ID] = true
 		rows = append(rows, p.row(it))
 	}
+	// A workload in the middle of a change may be absent from the backend's list.
+	for _, c := range p.lasting() {
+		wanted := len(named) == 0 || slices.ContainsFunc(named, func(n string) bool { return names(n, p.backend.Name(), c.Unit) })
+		if wanted && !listed[c.Unit] {
+			rows = append(rows, p.absent(c))
+		}
+	}
 	return rows
+}
+
+// lasting are the changes that a workload which is not listed can still be known
+// by: those that this process carried, and those that the journal held.
+func (p *pass) lasting() []Change {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := maps.Clone(p.open)
+	maps.Copy(all, p.ended)
+	return slices.Collect(maps.Values(all))
+}
+
+// absent is the row of a workload that is known by its change only.
+func (p *pass) absent(c Change) Row {
+	r := Row{Backend: p.backend.Name(), Workload: c.Unit, Policy: c.Settings.Policy.Policy, Decision: "none",
+		Reason: InProgress, Detail: "a change of it is under way"}
+	if len(c.Parts) > 0 {
+		r.Image = c.Parts[0].From.Ref
+		r.Candidate = &RowCandidate{Image: c.Parts[0].To.Ref, Digest: c.Parts[0].To.Digest}
+	}
+	switch {
+	case c.Phase == Superseded:
+		r.Reason = NotRunning
+	case c.Phase.Final() && c.Verdict == Bad:
+		r.Reason = Rejected
+	case c.Phase.Final() && c.Verdict == Unclear:
+		r.Reason = Surroundings
+	case c.Phase == Committed:
+		r.Reason = UpToDate
+	}
+	if p.act {
+		p.report(&r, c, false)
+	}
+	return r
 }
 
 func (p *pass) row(it *item) Row {
@@ -520,6 +658,8 @@ func (p *pass) report(r *Row, c Change, stopped bool) {
 		r.Outcome = OutcomeRestored
 	case c.Phase == Superseded:
 		r.Outcome = OutcomeSuperseded
+	case c.Phase == Refused && c.Verdict == "" && c.Reason == "" && stopped:
+		r.Outcome = OutcomeOpen // broken off; the next pass decides anew
 	case c.Phase == Refused:
 		r.Outcome = OutcomeNone
 		if c.Reason != "" {

@@ -132,13 +132,16 @@ func (r Row) Trouble() bool {
 // somebody else, or its state cannot be used.
 func (u *Updater) Run(ctx context.Context) error {
 	return u.lead(ctx, func(w *work, stop context.Context) {
-		for next := u.first(time.Now()); ; {
-			rules, reloaded := u.current()
+		rules, reloaded := u.current()
+		var last time.Time // when the last pass was over
+		next := upcoming(rules, last, time.Now())
+		for {
 			w.recover(stop)
-			if next.IsZero() {
+			if !time.Now().Before(next) {
 				rules.Registry.NewPass()
 				w.pass(stop, rules, nil)
-				next = rules.Schedule.Next(time.Now()).Add(jitter(rules.Jitter))
+				last = time.Now()
+				next = upcoming(rules, last, last)
 				u.log.Debug("pass comes next", "backend", w.backend.Name(), "at", next)
 			}
 			t := time.NewTimer(time.Until(next))
@@ -148,26 +151,29 @@ func (u *Updater) Run(ctx context.Context) error {
 				w.wait()
 				return
 			case <-t.C:
-				next = time.Time{}
 			case <-reloaded:
 				t.Stop()
-				rules, _ := u.current()
-				next = rules.Schedule.Next(time.Now()).Add(jitter(rules.Jitter))
+				rules, reloaded = u.current()
+				next = upcoming(rules, last, time.Now())
 			}
 		}
 	})
 }
 
-// first is when the first pass comes: at once if the schedule is an interval,
-// at its time if it is a time of day. Zero is at once.
-func (u *Updater) first(now time.Time) time.Time {
-	rules, _ := u.current()
-	next := rules.Schedule.Next(now)
-	// An interval is the same from wherever it is counted; a time of day is not.
-	if second := rules.Schedule.Next(now.Add(time.Second)); second.Sub(next) >= time.Second/2 {
-		return time.Time{}
+// upcoming is when the next pass begins, given when the last one was over (zero:
+// none yet) and when the question is asked. An interval counts from the last
+// pass, so that reloading often does not put passes off for ever, and the first
+// one comes at once; a time of day is waited for.
+func upcoming(r Rules, last, now time.Time) time.Time {
+	next := r.Schedule.Next(now)
+	// What is counted from a second later ends a second later in an interval.
+	if shift := r.Schedule.Next(now.Add(time.Second)).Sub(next); shift < time.Second/2 || shift > 3*time.Second/2 {
+		return next.Add(jitter(r.Jitter))
 	}
-	return next.Add(jitter(rules.Jitter))
+	if last.IsZero() {
+		return now
+	}
+	return r.Schedule.Next(last).Add(jitter(r.Jitter))
 }
 
 func jitter(most time.Duration) time.Duration {
@@ -192,14 +198,14 @@ func (u *Updater) Once(ctx context.Context, names []string) ([]Row, error) {
 	var mu sync.Mutex
 	var rows []Row
 	err := u.lead(ctx, func(w *work, stop context.Context) {
-		w.once = true
+		w.once = true // before anything is begun
 		w.recover(stop)
 		w.wait()
 		p := w.pass(stop, rules, names)
 		w.wait()
 		mu.Lock()
 		defer mu.Unlock()
-		rows = append(rows, p.rows()...)
+		rows = append(rows, p.rows(names)...)
 	})
 	slices.SortFunc(rows, func(a, b Row) int { return strings.Compare(a.Workload, b.Workload) })
 	return rows, err
@@ -226,7 +232,7 @@ func (u *Updater) check(ctx context.Context, rules Rules, names []string) ([]Row
 	found := map[string]bool{}
 	unasked := false
 	for _, p := range passes {
-		rows = append(rows, p.rows()...)
+		rows = append(rows, p.rows(names)...)
 		unasked = unasked || p.unavailable != nil
 		for _, n := range names {
 			found[n] = found[n] || p.found[n]
