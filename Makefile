@@ -19,7 +19,8 @@ build: ## Build bin/updaterd, static
 
 .PHONY: demo
 demo: build ## See an update and a roll-back, on a real Docker Engine, in under 2 minutes
-	@UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) ./e2e/demo
+	@go build -C e2e -o ../bin/demo ./cmd/demo
+	@cd e2e && UPDATERD_BIN=$(CURDIR)/bin/updaterd ./engine.sh run ../bin/demo
 
 .PHONY: test
 test: build race ## Run all tests, with a real Docker Engine

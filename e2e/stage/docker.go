@@ -43,6 +43,7 @@ type Docker struct {
 
 	t     TB
 	hosts map[string]bool // registries that images came from
+	names []string        // of the containers that were made
 }
 
 // OpenDocker returns the engine that all tests share: the one that DOCKER_HOST
@@ -150,6 +151,7 @@ func (d *Docker) Create(s Spec) string {
 		d.Pull(s.Config.Image)
 	}
 	d.came(s.Config.Image)
+	d.names = append(d.names, s.Name)
 	labels := map[string]string{Label: d.Mark}
 	for k, v := range s.Config.Labels {
 		labels[k] = v
@@ -186,7 +188,7 @@ func (d *Docker) Wait(name string, timeout time.Duration, what string, ok func(c
 		if err == nil && ok(c) {
 			return c
 		}
-		if time.Now().After(deadline) {
+		if d.t.Context().Err() != nil || time.Now().After(deadline) {
 			d.t.Fatalf("waited %s in vain for %s to be %s; it is: %s", timeout, name, what, describe(c, err))
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -319,12 +321,24 @@ func (d *Docker) clean() {
 	images, err := d.ImageList(ctx, image.ListOptions{})
 	check(err)
 	for _, i := range images {
-		// Names of other registries, given by other tests, must stay.
 		for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests) {
-			if host, _, _ := strings.Cut(ref, "/"); d.hosts[host] && !strings.HasSuffix(ref, "<none>") {
+			if d.ours(ref) {
 				_, err := d.ImageRemove(ctx, ref, image.RemoveOptions{Force: true})
 				check(err)
 			}
 		}
 	}
+}
+
+// ours says whether a reference is of this test's doing. Equal images of other
+// tests are the same to the engine, so their names must stay.
+func (d *Docker) ours(ref string) bool {
+	host, path, _ := strings.Cut(ref, "/")
+	if host != "updaterd.local" {
+		return d.hosts[host] && !strings.HasSuffix(ref, "<none>")
+	}
+	// What updaterd keeps of a container is below that container's name.
+	_, name, _ := strings.Cut(path, "/")
+	name, _, _ = strings.Cut(name, ":")
+	return slices.Contains(d.names, name)
 }

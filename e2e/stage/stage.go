@@ -119,13 +119,16 @@ func goBuild(out, pkg string, dir func() (string, error)) error {
 }
 
 // Eventually calls ok every 10 ms until it is true; it fails t after timeout,
-// saying what was waited for.
+// or when t is broken off, saying what was waited for.
 func Eventually(t TB, timeout time.Duration, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(timeout)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited %s in vain: %s", timeout, what)
+		}
+		if err := t.Context().Err(); err != nil {
+			t.Fatalf("waited for %s: %v", what, err)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

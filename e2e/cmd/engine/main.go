@@ -65,7 +65,9 @@ func run(argv []string) (code int, err error) {
 		defer func() {
 			if stopErr := private.Stop(); stopErr != nil {
 				code, err = max(code, 1), errors.Join(err, stopErr)
+				return
 			}
+			fmt.Fprintln(os.Stderr, "engine: ended the private one, and removed its files")
 		}()
 		cancel()
 		<-stopped

@@ -1,0 +1,417 @@
+package main
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/volume"
+
+	"github.com/updaterd/updaterd/e2e/stage"
+)
+
+// config is the file that updaterd is started with.
+const config = `schedule: "@every 2s"   # the default is every 15 minutes
+jitter: 0s
+watch: labelled         # only containers that say updaterd.enable=true
+defaults:
+  policy: major         # from v1 to v2, v3, ...
+  health:
+    stable: 4s          # how long a new container must stay healthy
+`
+
+const (
+	repository = "web"
+	// A container must have been put back, or have passed, long before.
+	patience = 40 * time.Second
+)
+
+// story is what happens, with all that is on stage.
+type story struct {
+	*play
+	docker   *stage.Docker
+	registry *stage.Registry
+	updaterd *stage.Updaterd
+	daemon   *stage.Daemon
+
+	web  string // the container's name
+	data string // the volume's
+	port int    // where it serves
+	// restart is what a client misses when the engine restarts the container.
+	restart time.Duration
+}
+
+// tell performs the story and fails p where something does not hold.
+func tell(p *play) {
+	s := &story{play: p}
+	s.open()
+	s.runV1()
+	s.startUpdaterd()
+	s.publishV2()
+	s.leaveAlone(s.publishV3())
+	s.history()
+	s.close()
+}
+
+// open sets the stage.
+func (s *story) open() {
+	// The first cleanup is the last to run: it sees what the others left.
+	s.Cleanup(s.nothingIsLeft)
+	s.docker = stage.OpenDocker(s)
+	s.registry = stage.NewRegistry(s, stage.RegistryOptions{})
+	// The engine may be one that others use: their containers are not even seen.
+	s.updaterd = stage.NewUpdaterd(s, s.docker.Scoped(), config)
+
+	s.screen.title("updaterd: an update that goes well, and one that does not")
+	engine, err := s.docker.ServerVersion(s.ctx)
+	s.must(err, "ask the engine for its version")
+	version := s.updaterd.Run("version")
+	s.hold(version.Code == 0, "`updaterd version` exits with 0")
+	s.screen.fact("engine", "Docker %s, at %s", engine.Version, s.docker.Host)
+	s.screen.fact("registry", "%s, for this demo", s.registry.Host)
+	s.screen.fact("updaterd", "%s", strings.TrimSpace(strings.TrimPrefix(version.Stdout, "updaterd ")))
+}
+
+// image is a version of the app. Each has a HEALTHCHECK, asked often, so that
+// nobody has to wait for it.
+func (s *story) image(version string, b stage.Behaviour) stage.Image {
+	b.Write = "/data/started"
+	return stage.Image{
+		Version: version, Behave: b, Healthcheck: stage.Check(300*time.Millisecond, 2),
+		// Also an image without a name can be found again.
+		Labels: map[string]string{stage.Label: s.docker.Mark},
+	}
+}
+
+func (s *story) runV1() {
+	s.screen.act("A container runs v1")
+	s.registry.Push(repository+":v1", s.image("v1", stage.Behaviour{}))
+	s.web, s.data, s.port = s.free("web"), s.free("web-data"), stage.FreePort(s)
+	s.docker.MakeVolume(s.data)
+	ref := s.registry.Ref(repository + ":v1")
+	s.docker.Run(stage.Spec{
+		Name: s.web,
+		Config: container.Config{
+			Image: ref, Env: []string{"GREETING=hello"},
+			Labels: map[string]string{"updaterd.enable": "true"},
+		},
+		Host: container.HostConfig{
+			PortBindings:  stage.Publish(s.port),
+			RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyUnlessStopped},
+			Mounts:        []mount.Mount{{Type: mount.TypeVolume, Source: s.data, Target: "/data"}},
+		},
+	})
+	s.docker.WaitHealthy(s.web, patience)
+	s.screen.command(fmt.Sprintf("docker run -d --name %s --restart unless-stopped \\", s.web), fmt.Sprintf(`      -p 127.0.0.1:%d:8080 -v %s:/data -e GREETING=hello \
+      --label updaterd.enable=true %s
+`, s.port, s.data, ref))
+	s.curl("v1")
+	s.screen.say("")
+	s.screen.say("It is FROM scratch, has a HEALTHCHECK, and appends its version to /data/started in its volume at each start. To compare with later:")
+	s.screen.say("")
+	s.screen.command("docker restart "+s.web, "")
+	client := stage.MeasureGap(s, s.url())
+	s.must(s.docker.ContainerRestart(s.ctx, s.web, container.StopOptions{}), "restart the container")
+	s.docker.WaitHealthy(s.web, patience)
+	s.restart = s.missed(client).Longest
+}
+
+// missed ends the measuring when the service is back, and shows the gap.
+func (s *story) missed(client *stage.Gap) stage.GapReport {
+	stage.Eventually(s, patience, "an answer from "+s.url(), func() bool {
+		_, err := stage.Get(s.ctx, s.url())
+		return err == nil
+	})
+	gap := client.Stop()
+	s.screen.event("client", "longest time without an answer, asking every 2 ms: %s", gap.Longest.Round(time.Millisecond))
+	return gap
+}
+
+func (s *story) startUpdaterd() {
+	s.screen.act("updaterd watches it")
+	s.screen.command("cat updaterd.yaml", config)
+	s.screen.say("")
+	s.screen.command("updaterd run --config updaterd.yaml", "")
+	s.daemon = s.updaterd.Start("run")
+	s.passes(2)
+	s.hold(s.serves() == "v1" && len(s.docker.Names()) == 1, "with nothing new, updaterd changes nothing")
+}
+
+func (s *story) publishV2() {
+	s.screen.act("v2 is published: it is healthy, so it stays")
+	s.screen.say("preparing pulls the image and creates the new container; applying stops the old one and starts the new one; judging watches its health; only committing removes the old one.")
+	s.screen.say("")
+	s.screen.clock()
+	before := s.docker.Inspect(s.web)
+	client := stage.MeasureGap(s, s.url())
+	stop := s.watch()
+	digest := s.publish("v2", stage.Behaviour{})
+	after := s.settled("v2 to be committed", func(c container.InspectResponse) bool {
+		return c.Config.Image == s.registry.Ref(repository+":v2")
+	})
+	stop()
+	gap := s.missed(client)
+	s.screen.say("")
+	s.curl("v2")
+	s.screen.say("")
+
+	s.hold(slices.Equal(gap.Bodies, []string{"v1", "v2"}), "clients got v1 and then v2, nothing else; they got %q", gap.Bodies)
+	s.hold(slices.Contains(s.docker.Image(after.Image).RepoDigests, s.registry.Ref(repository+"@"+digest)), "what runs is the digest that was published")
+	s.screen.held("v2 serves; a client missed the service for %s, once; `docker restart` took it away for %s", gap.Longest.Round(time.Millisecond), s.restart.Round(time.Millisecond))
+	s.kept(before, after)
+	s.started("v1", "v1", "v2")
+}
+
+// kept proves that the new container is as the old one was, but for the image.
+func (s *story) kept(before, after container.InspectResponse) {
+	s.hold(before.ID != after.ID, "the new image runs in a container of its own")
+	s.hold(slices.Contains(after.Config.Env, "GREETING=hello"), "the environment variable is kept: %q", after.Config.Env)
+	s.hold(after.HostConfig.RestartPolicy.Name == container.RestartPolicyUnlessStopped, "the restart policy is kept: %q", after.HostConfig.RestartPolicy.Name)
+	s.hold(equal(before.HostConfig, after.HostConfig), "the host configuration is kept\nbefore: %s\nafter: %s", asJSON(before.HostConfig), asJSON(after.HostConfig))
+	s.hold(equal(before.Mounts, after.Mounts), "the volume is kept\nbefore: %s\nafter: %s", asJSON(before.Mounts), asJSON(after.Mounts))
+	s.screen.held("kept: its name, port %d, volume, environment and restart policy", s.port)
+}
+
+// publishV3 returns the digest that is bad.
+func (s *story) publishV3() string {
+	s.screen.act("v3 is published: it starts, and then fails its health check")
+	before := s.docker.Inspect(s.web)
+	client := stage.MeasureGap(s, s.url())
+	stop := s.watch()
+	digest := s.publish("v3", stage.Behaviour{UnhealthyAfter: time.Second})
+	after := s.settled("v2 to be back", func(c container.InspectResponse) bool {
+		return c.ID == before.ID && c.State.StartedAt != before.State.StartedAt
+	})
+	stop()
+	gap := s.missed(client)
+	s.screen.say("")
+	s.curl("v2")
+	s.screen.say("")
+
+	s.hold(slices.Equal(gap.Bodies, []string{"v2", "v3"}), "clients got v2, v3, and v2 again; they got %q", gap.Bodies)
+	s.hold(equal(before.HostConfig, after.HostConfig) && equal(before.Config, after.Config) && before.Name == after.Name,
+		"the container is exactly as it was\nbefore: %s\nafter: %s", asJSON(before), asJSON(after))
+	s.screen.held("v2 serves again, in the very container it had before: %.12s", after.ID)
+	s.started("v1", "v1", "v2", "v3", "v2")
+	return digest
+}
+
+func (s *story) leaveAlone(digest string) {
+	s.screen.act("Later passes leave v3 alone")
+	before := s.docker.Inspect(s.web)
+	s.passes(2)
+	after := s.docker.Inspect(s.web)
+	s.hold(before.ID == after.ID && before.State.StartedAt == after.State.StartedAt && s.serves() == "v2", "v3 is not tried again")
+	s.hold(len(s.docker.Names()) == 1, "there is one container, not %q", s.docker.Names())
+	s.started("v1", "v1", "v2", "v3", "v2")
+	row := s.check()
+	s.hold(row.Decision == "none" && row.Reason == "rejected" && row.Candidate != nil && row.Candidate.Digest == digest, "the digest of v3 is rejected: %+v", row)
+	s.screen.held("v3 is rejected: %s", short(digest))
+	s.screen.held("two passes later v3 has not been tried again; a v4 would be, or another v3")
+	check := s.updaterd.Run("check")
+	s.hold(check.Code == 0, "`updaterd check` exits with 0")
+	s.screen.say("")
+	s.screen.table("updaterd check", check.Stdout)
+}
+
+func (s *story) history() {
+	s.screen.act("What happened")
+	var events []struct {
+		Event   string
+		Verdict string
+		Gap     float64 `json:"gap_seconds"`
+	}
+	r := s.updaterd.Run("history", "-o", "json")
+	s.must(json.Unmarshal([]byte(r.Stdout), &events), "read the JSON of `updaterd history`")
+	s.hold(len(events) == 2 && events[0].Event == "restored" && events[0].Verdict == "bad" &&
+		events[1].Event == "updated" && events[1].Verdict == "good" && events[1].Gap > 0,
+		"the history has one update and one restore: %+v", events)
+	s.screen.table("updaterd history", s.updaterd.Run("history").Stdout)
+	s.screen.say("")
+}
+
+// close ends updaterd as an operator does. The cleanups do the rest.
+func (s *story) close() {
+	code := s.daemon.Stop(10 * time.Second)
+	s.hold(code == 0, "updaterd ends with 0 on SIGTERM, not %d", code)
+	s.hold(s.serves() == "v2", "the container goes on without updaterd")
+	s.screen.held("updaterd has ended on SIGTERM, and the container went on")
+}
+
+// nothingIsLeft looks for what the cleanups should have removed.
+func (s *story) nothingIsLeft() {
+	if s.docker == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	// The stage's client is closed by now.
+	engine := s.docker.At(s.docker.Host)
+	mine := filters.NewArgs(filters.Arg("label", stage.Label+"="+s.docker.Mark))
+	left := map[string]int{}
+	containers, err1 := engine.ContainerList(ctx, container.ListOptions{All: true, Filters: mine})
+	left["containers"] = len(containers)
+	images, err2 := engine.ImageList(ctx, image.ListOptions{All: true, Filters: mine})
+	left["images"] = len(images)
+	networks, err3 := engine.NetworkList(ctx, network.ListOptions{Filters: mine})
+	left["networks"] = len(networks)
+	volumes, err4 := engine.VolumeList(ctx, volume.ListOptions{Filters: mine})
+	left["volumes"] = len(volumes.Volumes)
+	s.must(errors.Join(err1, err2, err3, err4), "look at what is left on the engine")
+	for _, what := range slices.Sorted(maps.Keys(left)) {
+		if left[what] > 0 {
+			s.Errorf("nothing is left behind: %d %s are", left[what], what)
+		}
+	}
+}
+
+// must ends the story when something could not be done.
+func (s *story) must(err error, what string) {
+	if err != nil {
+		s.Fatalf("%s: %v", what, err)
+	}
+}
+
+// hold ends the story when a sentence is not true.
+func (s *story) hold(ok bool, sentence string, args ...any) {
+	if !ok {
+		s.Fatalf(sentence, args...)
+	}
+}
+
+// free is the name, or one like it where that is taken.
+func (s *story) free(name string) string {
+	_, err := s.docker.ContainerInspect(s.ctx, name)
+	if _, err2 := s.docker.VolumeInspect(s.ctx, name); errdefs.IsNotFound(err) && errdefs.IsNotFound(err2) {
+		return name
+	}
+	return s.docker.Name(name)
+}
+
+func (s *story) url() string { return fmt.Sprintf("http://127.0.0.1:%d/", s.port) }
+
+// serves is what a client gets.
+func (s *story) serves() string {
+	body, err := stage.Get(s.ctx, s.url())
+	if err != nil {
+		return err.Error()
+	}
+	return body
+}
+
+// curl shows what a client gets.
+func (s *story) curl(want string) {
+	got := s.serves()
+	s.hold(got == want, "%s answers %s, not %s", s.url(), want, got)
+	s.screen.command("curl "+s.url(), got+"\n")
+}
+
+// publish pushes a version and returns its digest.
+func (s *story) publish(version string, b stage.Behaviour) string {
+	digest := s.registry.Push(repository+":"+version, s.image(version, b))
+	s.screen.event("registry", "has %s, %s", s.registry.Ref(repository+":"+version), short(digest))
+	return digest
+}
+
+// watch shows each time that a client gets another answer, until stop.
+func (s *story) watch() (stop func()) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	last, done := s.serves(), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			body, err := stage.Get(ctx, s.url())
+			if err == nil && body != last {
+				s.screen.event("client", "gets %s now, no longer %s", body, last)
+				last = body
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+// passes waits until so many passes have begun and ended from now on: with this
+// policy, each asks for the tags once.
+func (s *story) passes(n int) {
+	asked := func() int { return s.registry.Count("GET", "/tags/list$") }
+	// One more, which begins when the last of them has ended.
+	from := asked()
+	stage.Eventually(s, patience, fmt.Sprintf("%d passes", n), func() bool { return asked() >= from+n+1 })
+}
+
+// settled waits until the container is ok, no other is left, and no change is
+// under way.
+func (s *story) settled(what string, ok func(container.InspectResponse) bool) container.InspectResponse {
+	over := strings.Count(s.daemon.Logs(), "change is over")
+	stage.Eventually(s, patience, what, func() bool {
+		select {
+		case <-s.daemon.Done():
+			s.Fatalf("updaterd goes on running")
+		default:
+		}
+		return strings.Count(s.daemon.Logs(), "change is over") > over
+	})
+	c := s.docker.Wait(s.web, 5*time.Second, what, ok)
+	s.hold(slices.Equal(s.docker.Names(), []string{s.web}), "there is one container, not %q", s.docker.Names())
+	return c
+}
+
+// started proves which versions have been started so far, in which order, as
+// the volume that all of them share has it.
+func (s *story) started(want ...string) {
+	r, _, err := s.docker.CopyFromContainer(s.ctx, s.web, "/data/started")
+	s.must(err, "read /data/started")
+	defer r.Close()
+	archive := tar.NewReader(r)
+	_, err = archive.Next()
+	s.must(err, "read /data/started")
+	b, err := io.ReadAll(archive)
+	s.must(err, "read /data/started")
+	got := strings.Fields(string(b))
+	s.hold(slices.Equal(got, want), "/data/started in the volume says %q, not %q", want, got)
+	s.screen.held("started so far, as the file in its volume says: %s", strings.Join(got, ", "))
+}
+
+type row struct {
+	Decision, Reason, Detail string
+	Candidate                *struct{ Image, Digest string }
+}
+
+// check asks `updaterd check` for the container's row.
+func (s *story) check() row {
+	r := s.updaterd.Run("check", "-o", "json", "local/"+s.web)
+	var rows []row
+	s.must(json.Unmarshal([]byte(r.Stdout), &rows), "read the JSON of `updaterd check`")
+	s.hold(r.Code == 0 && len(rows) == 1, "`updaterd check` prints one row and exits with 0, not %d with %d", len(rows), r.Code)
+	return rows[0]
+}
+
+func equal(a, b any) bool { return asJSON(a) == asJSON(b) }
+
+func asJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
