@@ -25,10 +25,13 @@ func (h *Host) Prepare(ctx context.Context, c updater.Change, report func(update
 	if _, err := h.connect(ctx); err != nil {
 		return err
 	}
-	old, err := h.inspect(ctx, o.ID)
+	s, b, err := h.look(ctx, c, o)
+	old := b.old
 	switch {
 	case err != nil:
 		return err
+	case s.new.place == asName:
+		return nil // it has been applied already
 	case old == nil || old.name() != o.Name:
 		return fmt.Errorf("container %s is no longer the one that was to be updated: %w", o.Name, updater.ErrSuperseded)
 	case o.Snapshot == nil:

@@ -56,7 +56,7 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 		case renameOld:
 			err = h.rename(ctx, b.old, o.Name+suffixOld)
 		case renameNew:
-			err = h.rename(ctx, b.new, o.Name)
+			err = h.renameLively(ctx, b.new, o.Name, true)
 		case superseded:
 			return updater.Applied{}, fmt.Errorf("container %s: %w", o.Name, updater.ErrSuperseded)
 		case undone:
@@ -105,7 +105,7 @@ func (h *Host) swap(ctx context.Context, c updater.Change, o origin, b boxes, wa
 	if err := h.rename(ctx, b.old, o.Name+suffixOld); err != nil {
 		return 0, err
 	}
-	return gap, h.rename(ctx, b.new, o.Name)
+	return gap, h.renameLively(ctx, b.new, o.Name, true)
 }
 
 // changed says how somebody changed the original since it was planned; "" when
@@ -165,13 +165,13 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 			}
 			return updater.Restoration{}, fmt.Errorf("container %s: %w", o.Name, updater.ErrSuperseded)
 		case hideNew:
-			err = h.rename(ctx, b.new, o.Name+suffixNew)
+			err = h.renameLively(ctx, b.new, o.Name+suffixNew, false)
 		case stopNew:
 			err = h.stop(ctx, b.new, c.Settings.StopTimeout)
 		case startNew:
 			err = h.start(ctx, b.new)
 		case renameNew:
-			err = h.rename(ctx, b.new, o.Name)
+			err = h.renameLively(ctx, b.new, o.Name, true)
 		case showOld:
 			err = h.rename(ctx, b.old, o.Name)
 		case restorePolicy:
@@ -346,6 +346,24 @@ func (h *Host) rename(ctx context.Context, b *box, name string) error {
 		return fmt.Errorf("renaming container %s to %s: %w", b.name(), name, err)
 	}
 	return nil
+}
+
+// renameLively renames a container that may be between two restarts: engines
+// refuse that then ("sandbox not found"), and one in a crash loop is hardly
+// ever found running. It is stopped for the rename, which ends the loop, and
+// started again if it is to go on.
+func (h *Host) renameLively(ctx context.Context, b *box, name string, on bool) error {
+	err := h.rename(ctx, b, name)
+	if err == nil || !told(err) || cerrdefs.IsConflict(err) || cerrdefs.IsNotFound(err) && !strings.Contains(err.Error(), "sandbox") {
+		return err
+	}
+	if err := h.stop(ctx, b, 0); err != nil {
+		return err
+	}
+	if err := h.rename(ctx, b, name); err != nil || !on {
+		return err
+	}
+	return h.start(ctx, b)
 }
 
 // setPolicy sends the count along: an update that leaves it out makes it 0.

@@ -1,0 +1,55 @@
+package docker
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/docker/docker/api/types/container"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/require"
+
+	"github.com/updaterd/updaterd/internal/backendtest"
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+func TestContract(t *testing.T) {
+	r := newRig(t)
+	r.image(t, "good-1", func(c *v1.Config) { c.Cmd = []string{"serve"} })
+	r.pull(t, "good-1")
+	digests := map[backendtest.Behaviour]string{
+		backendtest.Good:  r.image(t, "good-2", func(c *v1.Config) { c.Cmd = []string{"serve"} }),
+		backendtest.Exits: r.image(t, "exits", func(c *v1.Config) { c.Cmd = []string{"exit", "1"} }),
+		backendtest.Unhealthy: r.image(t, "unhealthy", func(c *v1.Config) {
+			c.Cmd = []string{"serve"}
+			c.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "/app", "exit", "1"}, Interval: 1e8, Timeout: 1e9, Retries: 1}
+		}),
+		backendtest.CannotStart: r.image(t, "cannotstart", func(c *v1.Config) { c.Entrypoint = []string{"/nope"} }),
+	}
+	backendtest.Run(t, backendtest.Harness{
+		Backend: func(t *testing.T) updater.Backend { return r.backend(t) },
+		Start: func(t *testing.T, name string, to backendtest.Behaviour) updater.Change {
+			// Each workload has a tag of its own, as if its image had been
+			// pushed again there.
+			r.push(t, name, r.images["good-1"])
+			r.pull(t, name)
+			r.run(t, name, r.repo+":"+name, func(c *container.Config, h *container.HostConfig) {
+				c.Labels = map[string]string{"team": "blue"}
+				h.RestartPolicy.Name = container.RestartPolicyAlways
+			})
+			require.Contains(t, digests, to)
+			return r.change(name, name, name, digests[to])
+		},
+		Look:      r.look,
+		Leftovers: func(t *testing.T, name string) []string { return r.containersBeside(t, name) },
+		Remove: func(t *testing.T, name string) {
+			if !strings.Contains(name, "/") { // a prune leaves images that have a tag
+				r.remove(t, r.name(name))
+			}
+		},
+		Replace: func(t *testing.T, name string) {
+			r.remove(t, r.name(name))
+			r.run(t, name, r.repo+":good-1", nil)
+		},
+		Fail: r.failNth,
+	})
+}
