@@ -4,6 +4,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 FUZZTIME ?= 20s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
+# The version is set above; asking git again fails in a checkout of another user.
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
+
 # Runs a command with a Docker Engine: one that answers, or a private one.
 ENGINE := ./e2e/engine.sh run
 
