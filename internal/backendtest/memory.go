@@ -216,7 +216,10 @@ func (p *Process) ask() error {
 
 // effect makes one call that changes something. The lock is not held while
 // Step runs, so a process may die there.
-func (p *Process) effect(what string, do func() error) error {
+func (p *Process) effect(ctx context.Context, what string, do func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if p.Step != nil {
 		if err := p.Step(what, false); err != nil {
 			return err
@@ -317,7 +320,7 @@ func (p *Process) Prepare(ctx context.Context, c updater.Change, report func(upd
 			return ctx.Err()
 		}
 	}
-	err := p.effect("pull", func() error {
+	err := p.effect(ctx, "pull", func() error {
 		switch b, ok := p.images[to.Digest]; {
 		case !ok || b == CannotPull:
 			return errors.New("the image cannot be pulled")
@@ -331,7 +334,7 @@ func (p *Process) Prepare(ctx context.Context, c updater.Change, report func(upd
 	if err != nil {
 		return err
 	}
-	return p.effect("create", func() error {
+	return p.effect(ctx, "create", func() error {
 		s := p.situation(c)
 		if s.old == nil {
 			return errors.New("it has gone")
@@ -354,19 +357,37 @@ func (p *Process) Apply(ctx context.Context, c updater.Change) (updater.Applied,
 			if s.stranger != nil {
 				return fmt.Errorf("%s: %w", s.Name, updater.ErrSuperseded)
 			}
-			s.old.Restart = "no"
+			if s.old != nil {
+				s.old.Restart = "no"
+			}
 			return nil
 		}},
-		{"stop", func(s situation) error { s.old.Running = false; return nil }},
+		{"stop", func(s situation) error {
+			if s.old != nil {
+				s.old.Running = false
+			}
+			return nil
+		}},
 		{"start", func(s situation) error { return p.start(s.new) }},
-		{"rename old", func(s situation) error { s.old.Name = s.Name + oldSuffix; return nil }},
-		{"rename new", func(s situation) error { s.new.Name = s.Name; return nil }},
+		{"rename old", func(s situation) error {
+			if s.old != nil {
+				s.old.Name = s.Name + oldSuffix
+			}
+			return nil
+		}},
+		{"rename new", func(s situation) error {
+			if s.stranger != nil {
+				return fmt.Errorf("%s: %w", s.Name, updater.ErrSuperseded)
+			}
+			s.new.Name = s.Name
+			return nil
+		}},
 	}
 	for _, step := range steps {
-		err := p.effect(step.what, func() error {
+		err := p.effect(ctx, step.what, func() error {
 			s := p.situation(c)
 			switch {
-			case s.old == nil:
+			case s.old == nil && (s.new == nil || s.new.Started.IsZero()):
 				return fmt.Errorf("%s: %w", s.Name, updater.ErrSuperseded)
 			case s.new == nil:
 				return errors.New("the new container has gone")
@@ -462,8 +483,8 @@ func (p *Process) Exec(ctx context.Context, _ updater.Change, side updater.Side,
 }
 
 // Commit removes the old.
-func (p *Process) Commit(_ context.Context, c updater.Change) error {
-	return p.effect("remove old", func() error {
+func (p *Process) Commit(ctx context.Context, c updater.Change) error {
+	return p.effect(ctx, "remove old", func() error {
 		s := p.situation(c)
 		if s.new != nil && s.new.Name == s.Name && s.old != nil {
 			delete(p.boxes, s.old.ID)
@@ -474,7 +495,7 @@ func (p *Process) Commit(_ context.Context, c updater.Change) error {
 
 // Restore goes back: the new gives up the name first, so that a look after a
 // crash tells a restore from a swap, and is removed last, since it is the trace.
-func (p *Process) Restore(_ context.Context, c updater.Change) (updater.Restoration, error) {
+func (p *Process) Restore(ctx context.Context, c updater.Change) (updater.Restoration, error) {
 	var r updater.Restoration
 	var superseded, over bool
 	steps := []struct {
@@ -482,7 +503,6 @@ func (p *Process) Restore(_ context.Context, c updater.Change) (updater.Restorat
 		do   func(s situation) error
 	}{
 		{"rename new back", func(s situation) error {
-			superseded = s.stranger != nil
 			// Without the old, and with the new in its place, the change was committed.
 			over = s.old == nil && s.new != nil && s.new.Name == s.Name && c.Phase != updater.Restoring
 			if s.new != nil && !over {
@@ -530,7 +550,12 @@ func (p *Process) Restore(_ context.Context, c updater.Change) (updater.Restorat
 		}},
 	}
 	for _, step := range steps {
-		if err := p.effect(step.what, func() error { return step.do(p.situation(c)) }); err != nil {
+		err := p.effect(ctx, step.what, func() error {
+			s := p.situation(c)
+			superseded = superseded || s.stranger != nil
+			return step.do(s)
+		})
+		if err != nil {
 			return r, err
 		}
 	}
@@ -580,6 +605,7 @@ type State struct {
 type Disk struct {
 	mu      sync.Mutex
 	leader  bool
+	depose  context.CancelFunc
 	open    map[string][]byte
 	records map[string][]byte
 	history []updater.Entry
@@ -606,6 +632,15 @@ func (d *Disk) SetFull(full bool) {
 	d.Full = full
 }
 
+// Depose ends the lead of whoever leads.
+func (d *Disk) Depose() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.depose != nil {
+		d.depose()
+	}
+}
+
 // Lead lets one process at a time lead.
 func (s *State) Lead(ctx context.Context, do func(context.Context, updater.Journal) error) error {
 	s.mu.Lock()
@@ -613,9 +648,11 @@ func (s *State) Lead(ctx context.Context, do func(context.Context, updater.Journ
 		s.mu.Unlock()
 		return fmt.Errorf("%w: in this process", updater.ErrLed)
 	}
-	s.leader = true
+	ctx, cancel := context.WithCancel(ctx)
+	s.leader, s.depose = true, cancel
 	s.mu.Unlock()
 	defer func() {
+		cancel()
 		s.mu.Lock()
 		s.leader = false
 		s.mu.Unlock()
@@ -626,7 +663,10 @@ func (s *State) Lead(ctx context.Context, do func(context.Context, updater.Journ
 // Journal is the state itself.
 func (s *State) Journal() updater.Journal { return s }
 
-func (s *State) write(what string, do func()) error {
+func (s *State) write(ctx context.Context, what string, do func()) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if s.Step != nil {
 		if err := s.Step(what, false); err != nil {
 			return err
@@ -664,12 +704,12 @@ func (s *State) Open(context.Context) ([]updater.Change, error) {
 }
 
 // Save keeps a change.
-func (s *State) Save(_ context.Context, c updater.Change) error {
+func (s *State) Save(ctx context.Context, c updater.Change) error {
 	data, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	return s.write("save "+string(c.Phase), func() {
+	return s.write(ctx, "save "+string(c.Phase), func() {
 		if s.open == nil {
 			s.open = map[string][]byte{}
 		}
@@ -699,9 +739,9 @@ func (s *State) Recall(context.Context) (map[string]updater.Record, error) {
 }
 
 // Remember edits what is remembered.
-func (s *State) Remember(_ context.Context, edits map[string]func(*updater.Record)) error {
+func (s *State) Remember(ctx context.Context, edits map[string]func(*updater.Record)) error {
 	var failed error
-	err := s.write("remember", func() {
+	err := s.write(ctx, "remember", func() {
 		if s.records == nil {
 			s.records = map[string][]byte{}
 		}
@@ -722,8 +762,8 @@ func (s *State) Remember(_ context.Context, edits map[string]func(*updater.Recor
 }
 
 // Note adds to the history.
-func (s *State) Note(_ context.Context, e updater.Entry) error {
-	return s.write("note", func() { s.history = append(s.history, e) })
+func (s *State) Note(ctx context.Context, e updater.Entry) error {
+	return s.write(ctx, "note", func() { s.history = append(s.history, e) })
 }
 
 // History returns the newest entries.

@@ -32,6 +32,9 @@ type world struct {
 	registry *backendtest.Registry
 	notified *notifier
 	settings updater.Settings
+	// on, when set, is told of every step that a process makes in this world,
+	// before it is made and after.
+	on func(what string, done bool)
 }
 
 func newWorld(t *testing.T, b backendtest.Behaviour) *world {
@@ -50,11 +53,13 @@ func newWorld(t *testing.T, b backendtest.Behaviour) *world {
 // process is an updater in a world. It dies at its nth step (0: never): from
 // then on its goroutines end wherever they would change something.
 func (w *world) process(dieAt int) (*updater.Updater, *death) {
-	d := &death{at: dieAt}
+	d := &death{at: dieAt, on: w.on}
 	backend := &backendtest.Process{Host: w.host, ID: "local", Step: d.step}
 	state := &backendtest.State{Disk: w.disk, Step: d.step}
-	return updater.New([]updater.Place{{Backend: backend, State: state}}, w.rules(), slog.New(slog.DiscardHandler)), d
+	return updater.New([]updater.Place{{Backend: backend, State: state}}, w.rules(), discard()), d
 }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func (w *world) rules() updater.Rules {
 	return updater.Rules{
@@ -100,6 +105,7 @@ type death struct {
 	steps int
 	dead  bool
 	what  string
+	on    func(what string, done bool)
 }
 
 func (d *death) step(what string, done bool) error {
@@ -115,6 +121,9 @@ func (d *death) step(what string, done bool) error {
 	d.mu.Unlock()
 	if dead {
 		runtime.Goexit()
+	}
+	if d.on != nil {
+		d.on(what, done)
 	}
 	return nil
 }

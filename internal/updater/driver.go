@@ -371,10 +371,11 @@ func blame(err error) Verdict {
 	return Unclear
 }
 
-// both is a context that ends with either.
+// both is a context that ends with either; with stop at once, so that nothing
+// is begun after it.
 func both(lead, stop context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(lead)
-	release := context.AfterFunc(stop, cancel)
+	ctx, cancel := context.WithCancel(stop)
+	release := context.AfterFunc(lead, cancel)
 	return ctx, func() { release(); cancel() }
 }
 

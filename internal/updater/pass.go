@@ -173,8 +173,6 @@ type pass struct {
 	// listed: a change that ends meanwhile leaves a list that is out of date.
 	open map[string]Change
 	busy map[string]string
-	// listed is when the workloads were listed.
-	listed time.Time
 }
 
 // item is one watched workload in a pass. Its goroutine owns it: decision may
@@ -234,7 +232,6 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 	p.found = map[string]bool{}
 	p.open = map[string]Change{}
 	p.busy = p.busyNow()
-	p.listed = time.Now()
 	open, err := p.journal.Open(ctx)
 	if err != nil {
 		p.log.Error("journal cannot be read", "err", err)
@@ -475,12 +472,7 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	}
 	defer func() { <-slots }()
 
-	// Time has passed: a person may have changed it or spoken, the window may
-	// have shut.
-	if why := p.outdated(stop, it); why != "" {
-		give(InProgress, why)
-		return
-	}
+	// Time has passed: a person may have spoken, the window may have shut.
 	memory, err := p.journal.Recall(stop)
 	if err != nil {
 		give(Surroundings, fmt.Sprintf("the journal cannot be read: %v", err))
@@ -498,6 +490,13 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 		it.late = &again
 		return
 	}
+	// Plan took what is there now for what is to come back. That it is still
+	// what was decided on is looked at afterwards: what changes later, effects
+	// see for themselves.
+	if why := p.outdated(stop, it); why != "" {
+		give(InProgress, why)
+		return
+	}
 	if !p.begin(c) {
 		give(InProgress, "a change of it is under way")
 		return
@@ -507,15 +506,8 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	it.outcome = &c
 }
 
-// lookHolds is how long a list of workloads may be acted on. A change that had
-// to wait longer for its turn is decided anew if the workload is another now.
-const lookHolds = 10 * time.Second
-
 // outdated says why a decision no longer fits the workload; "" if it does.
 func (p *pass) outdated(ctx context.Context, it *item) string {
-	if time.Since(p.listed) < lookHolds {
-		return ""
-	}
 	workloads, err := p.backend.Workloads(ctx)
 	if err != nil {
 		return fmt.Sprintf("it cannot be looked at again: %v", err)
@@ -528,7 +520,7 @@ func (p *pass) outdated(ctx context.Context, it *item) string {
 			return ""
 		}
 	}
-	return "somebody changed it while it waited for its turn; the next pass decides anew"
+	return "somebody changed it since it was looked at; the next pass decides anew"
 }
 
 // tell logs a decision when its reason is another than in the last pass.
