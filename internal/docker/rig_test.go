@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +11,6 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,6 +104,11 @@ type rig struct {
 // newRig returns a rig on the engine at DOCKER_HOST or the default socket.
 func newRig(t *testing.T) *rig {
 	t.Helper()
+	return newRigOn(t, baseImage(t))
+}
+
+func newRigOn(t *testing.T, base v1.Image) *rig {
+	t.Helper()
 	cli, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = cli.Close() })
@@ -118,7 +123,7 @@ func newRig(t *testing.T) *rig {
 		images: map[string]v1.Image{},
 	}
 	r.repo = strings.TrimPrefix(server.URL, "http://") + "/" + r.prefix
-	r.base = baseImage(t)
+	r.base = base
 	t.Cleanup(func() { r.clean(context.Background()) })
 	return r
 }
@@ -160,9 +165,8 @@ func baseImage(t *testing.T) v1.Image {
 	require.NoError(t, err, "%s", out)
 	app, err := os.ReadFile(filepath.Join(dir, "app"))
 	require.NoError(t, err)
-	layer := filepath.Join(dir, "layer.tar")
-	require.NoError(t, os.WriteFile(layer, archive(t, map[string][]byte{"app": app}), 0o600))
-	l, err := tarball.LayerFromFile(layer)
+	layer := archive(t, map[string][]byte{"app": app})
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer)), nil })
 	require.NoError(t, err)
 	img, err := mutate.AppendLayers(nothing.Image, l)
 	require.NoError(t, err)
@@ -170,9 +174,6 @@ func baseImage(t *testing.T) v1.Image {
 	require.NoError(t, err)
 	f.OS, f.Architecture = "linux", runtime.GOARCH
 	img, err = mutate.ConfigFile(img, f)
-	require.NoError(t, err)
-	// The layers are read from memory from now on: the directory goes.
-	_, err = img.Digest()
 	require.NoError(t, err)
 	return img
 }
@@ -425,12 +426,4 @@ func (r *rig) crashAt(n int, done bool) (call func() string) {
 		defer mu.Unlock()
 		return dead
 	}
-}
-
-// loopback is a free address on loopback for a port to publish.
-func loopback(t *testing.T) netip.AddrPort {
-	t.Helper()
-	s := httptest.NewServer(nil)
-	defer s.Close()
-	return netip.MustParseAddrPort(s.Listener.Addr().String())
 }
