@@ -258,7 +258,7 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 		start(func() {
 			defer close(it.done)
 			p.decide(ctx, it, looks)
-			if it.decision.Update {
+			if p.act && it.decision.Update {
 				p.carryOut(ctx, it)
 			}
 		})
