@@ -108,6 +108,15 @@ type Container struct {
 	Running                                bool
 }
 
+// Stop stops a container as a person would.
+func (h *Host) Stop(name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if b := h.named(name); b != nil {
+		b.Running = false
+	}
+}
+
 // Kill ends the engine and every container, as a power cut would.
 func (h *Host) Kill() {
 	h.mu.Lock()
@@ -252,7 +261,10 @@ func (p *Process) Workloads(context.Context) ([]updater.Workload, error) {
 			continue
 		}
 		w := updater.Workload{ID: p.ID + "/" + b.Name, Backend: p.ID, Name: b.Name, Image: b.Ref,
-			Runs: updater.Running{Digests: []string{b.Digest}, Platform: updater.Platform{OS: "linux", Architecture: "amd64"}}}
+			Runs: updater.Running{Platform: updater.Platform{OS: "linux", Architecture: "amd64"}}}
+		if b.Digest != "" { // an image that was built here has none
+			w.Runs.Digests = []string{b.Digest}
+		}
 		if !b.Running {
 			w.Skip = &updater.Refusal{Reason: updater.NotRunning, Detail: "it has exited"}
 		}

@@ -26,6 +26,7 @@ type gate struct {
 	ever    bool      // it was healthy at least once since the clock started
 	// base are the engine's restarts that came before the clock was started anew.
 	base int
+	exit *int // the last exit code that was seen; nil: none
 	// gap: nobody watched just before the next look (updaterd or the engine
 	// was down), so an exit may be the engine's doing.
 	gap bool
@@ -47,6 +48,9 @@ func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 		}
 	}
 	g.base = min(g.base, o.Restarts) // engines count from 0 again after a start by hand
+	if !o.Running {
+		g.exit = &o.ExitCode // engines show 0 for what runs again
+	}
 	timeout := g.timeout
 	if timeout == 0 {
 		timeout = o.Timeout
@@ -67,7 +71,7 @@ func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 	case o.OOMKilled:
 		return Bad, "it was killed for want of memory (OOM)"
 	case o.Restarts-g.base >= maxRestarts:
-		return Bad, fmt.Sprintf("it was restarted %d times, last exit code %d", o.Restarts-g.base, o.ExitCode)
+		return Bad, fmt.Sprintf("it was restarted %d times", o.Restarts-g.base) + g.lastExit()
 	case !o.Running && !o.Restarting && !o.Paused:
 		if gap && engineMayHaveEnded(o.ExitCode) {
 			return Unclear, fmt.Sprintf("it was found stopped (exit code %d) after a time in which the engine or updaterd was down", o.ExitCode)
@@ -112,6 +116,15 @@ func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 		missing = fmt.Sprintf("healthy since %s, must be for %s", now.Sub(g.healthy).Round(time.Second), g.stable)
 	}
 	return "", missing
+}
+
+// lastExit tells the last exit code, if it was seen: a program that exits and is
+// started again may look alive each time.
+func (g *gate) lastExit() string {
+	if g.exit == nil {
+		return ""
+	}
+	return fmt.Sprintf(", last exit code %d", *g.exit)
 }
 
 // patience is how long a side may take to become and stay healthy.

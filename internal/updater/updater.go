@@ -196,7 +196,7 @@ func (u *Updater) Once(ctx context.Context, names []string) ([]Row, error) {
 		}
 	}
 	var mu sync.Mutex
-	var rows []Row
+	rows := []Row{}
 	err := u.lead(ctx, func(w *work, stop context.Context) {
 		w.once = true // before anything is begun
 		w.recover(stop)
@@ -228,7 +228,7 @@ func (u *Updater) check(ctx context.Context, rules Rules, names []string) ([]Row
 		})
 	}
 	wg.Wait()
-	var rows []Row
+	rows := []Row{}
 	found := map[string]bool{}
 	unasked := false
 	for _, p := range passes {
