@@ -132,7 +132,7 @@ func TestDemoTellsATrueStoryAndLeavesNothing(t *testing.T) {
 
 func TestDemoThatIsBrokenOffLeavesNothing(t *testing.T) {
 	for name, at := range map[string]string{
-		"before updaterd runs":    "$ docker restart",
+		"before updaterd runs":    "$ curl",
 		"in the middle of a swap": "phase=applying",
 	} {
 		t.Run(name, func(t *testing.T) {

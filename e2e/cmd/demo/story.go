@@ -50,8 +50,6 @@ type story struct {
 	web  string // the container's name
 	data string // the volume's
 	port int    // where it serves
-	// restart is what a client misses when the engine restarts the container.
-	restart time.Duration
 }
 
 // tell performs the story and fails p where something does not hold.
@@ -120,13 +118,7 @@ func (s *story) runV1() {
 `, s.port, s.data, ref))
 	s.curl("v1")
 	s.screen.say("")
-	s.screen.say("It is FROM scratch, has a HEALTHCHECK, and appends its version to /data/started in its volume at each start. To compare with later:")
-	s.screen.say("")
-	s.screen.command("docker restart "+s.web, "")
-	client := stage.MeasureGap(s, s.url())
-	s.must(s.docker.ContainerRestart(s.ctx, s.web, container.StopOptions{}), "restart the container")
-	s.docker.WaitHealthy(s.web, patience)
-	s.restart = s.missed(client).Longest
+	s.screen.say("It is FROM scratch, has a HEALTHCHECK, and appends its version to /data/started in its volume at each start.")
 }
 
 // missed ends the measuring when the service is back, and shows the gap.
@@ -170,9 +162,36 @@ func (s *story) publishV2() {
 
 	s.hold(slices.Equal(gap.Bodies, []string{"v1", "v2"}), "clients got v1 and then v2, nothing else; they got %q", gap.Bodies)
 	s.hold(slices.Contains(s.docker.Image(after.Image).RepoDigests, s.registry.Ref(repository+"@"+digest)), "what runs is the digest that was published")
-	s.screen.held("v2 serves; a client missed the service for %s, once; `docker restart` took it away for %s", gap.Longest.Round(time.Millisecond), s.restart.Round(time.Millisecond))
+	took := s.swapTook()
+	s.screen.held("v2 serves; updaterd took %s from stopping v1 to having started v2, and a client got no answer for %s",
+		took.Round(time.Millisecond), gap.Longest.Round(time.Millisecond))
+	if gap.Longest > took+200*time.Millisecond {
+		// ARP: the first question was asked before the new container's interface was
+		// up, and the kernel repeats it after a second. It is so with any tool.
+		s.screen.held("(asked too early, the kernel looks for a new container again after 1 s)")
+	}
 	s.kept(before, after)
-	s.started("v1", "v1", "v2")
+	s.screen.held("started so far, as the file in its volume says: %s", s.started("v1", "v2"))
+}
+
+// swapTook is the gap that updaterd itself measured, the last time.
+func (s *story) swapTook() time.Duration {
+	return time.Duration(s.events()[0].Gap * float64(time.Second))
+}
+
+type event struct {
+	Event   string
+	Verdict string
+	Gap     float64 `json:"gap_seconds"`
+}
+
+// events asks `updaterd history` for what happened, the newest first.
+func (s *story) events() []event {
+	r := s.updaterd.Run("history", "-o", "json")
+	var events []event
+	s.must(json.Unmarshal([]byte(r.Stdout), &events), "read the JSON of `updaterd history`")
+	s.hold(r.Code == 0 && len(events) > 0, "`updaterd history` prints what happened and exits with 0, not %d", r.Code)
+	return events
 }
 
 // kept proves that the new container is as the old one was, but for the image.
@@ -205,7 +224,7 @@ func (s *story) publishV3() string {
 	s.hold(equal(before.HostConfig, after.HostConfig) && equal(before.Config, after.Config) && before.Name == after.Name,
 		"the container is exactly as it was\nbefore: %s\nafter: %s", asJSON(before), asJSON(after))
 	s.screen.held("v2 serves again, in the very container it had before: %.12s", after.ID)
-	s.started("v1", "v1", "v2", "v3", "v2")
+	s.screen.held("started so far, as the file in its volume says: %s", s.started("v1", "v2", "v3", "v2"))
 	return digest
 }
 
@@ -216,11 +235,11 @@ func (s *story) leaveAlone(digest string) {
 	after := s.docker.Inspect(s.web)
 	s.hold(before.ID == after.ID && before.State.StartedAt == after.State.StartedAt && s.serves() == "v2", "v3 is not tried again")
 	s.hold(len(s.docker.Names()) == 1, "there is one container, not %q", s.docker.Names())
-	s.started("v1", "v1", "v2", "v3", "v2")
+	s.started("v1", "v2", "v3", "v2")
 	row := s.check()
 	s.hold(row.Decision == "none" && row.Reason == "rejected" && row.Candidate != nil && row.Candidate.Digest == digest, "the digest of v3 is rejected: %+v", row)
 	s.screen.held("v3 is rejected: %s", short(digest))
-	s.screen.held("two passes later v3 has not been tried again; a v4 would be, or another v3")
+	s.screen.held("two passes later v3 has not been started again; a v4 would be, or another v3")
 	check := s.updaterd.Run("check")
 	s.hold(check.Code == 0, "`updaterd check` exits with 0")
 	s.screen.say("")
@@ -229,13 +248,7 @@ func (s *story) leaveAlone(digest string) {
 
 func (s *story) history() {
 	s.screen.act("What happened")
-	var events []struct {
-		Event   string
-		Verdict string
-		Gap     float64 `json:"gap_seconds"`
-	}
-	r := s.updaterd.Run("history", "-o", "json")
-	s.must(json.Unmarshal([]byte(r.Stdout), &events), "read the JSON of `updaterd history`")
+	events := s.events()
 	s.hold(len(events) == 2 && events[0].Event == "restored" && events[0].Verdict == "bad" &&
 		events[1].Event == "updated" && events[1].Verdict == "good" && events[1].Gap > 0,
 		"the history has one update and one restore: %+v", events)
@@ -377,8 +390,8 @@ func (s *story) settled(what string, ok func(container.InspectResponse) bool) co
 }
 
 // started proves which versions have been started so far, in which order, as
-// the volume that all of them share has it.
-func (s *story) started(want ...string) {
+// the volume that all of them share has it, and returns them.
+func (s *story) started(want ...string) string {
 	r, _, err := s.docker.CopyFromContainer(s.ctx, s.web, "/data/started")
 	s.must(err, "read /data/started")
 	defer r.Close()
@@ -389,7 +402,7 @@ func (s *story) started(want ...string) {
 	s.must(err, "read /data/started")
 	got := strings.Fields(string(b))
 	s.hold(slices.Equal(got, want), "/data/started in the volume says %q, not %q", want, got)
-	s.screen.held("started so far, as the file in its volume says: %s", strings.Join(got, ", "))
+	return strings.Join(got, ", ")
 }
 
 type row struct {
