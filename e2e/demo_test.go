@@ -128,6 +128,21 @@ func TestDemoTellsATrueStoryAndLeavesNothing(t *testing.T) {
 	for _, line := range strings.Split(out, "\n") {
 		require.LessOrEqual(t, len([]rune(line)), 80, "%q", line)
 	}
+	recorded, err := os.ReadFile("../docs/demo.txt")
+	require.NoError(t, err)
+	require.Equal(t, headings(out), headings(string(recorded)), "record it anew: make demo > docs/demo.txt 2>&1")
+}
+
+// headings are the lines that are underlined.
+func headings(text string) []string {
+	var all []string
+	lines := strings.Split(text, "\n")
+	for i := 1; i < len(lines); i++ {
+		if lines[i] != "" && strings.Trim(lines[i], "=-") == "" {
+			all = append(all, lines[i-1])
+		}
+	}
+	return all
 }
 
 func TestDemoThatIsBrokenOffLeavesNothing(t *testing.T) {

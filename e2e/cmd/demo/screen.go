@@ -144,8 +144,11 @@ func (s *screen) updaterd(line string) {
 		s.event("updaterd", "%s", line)
 		return
 	}
-	if said["msg"] == "pass over" || said["reason"] == "in-progress" {
-		return // every two seconds, about nothing new
+	s.mu.Lock()
+	begun := s.acts > 2
+	s.mu.Unlock()
+	if said["msg"] == "pass over" || said["reason"] == "in-progress" || said["reason"] == "up-to-date" && begun {
+		return // nothing new
 	}
 	text := said["msg"]
 	if level := said["level"]; level != "INFO" {

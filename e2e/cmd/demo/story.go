@@ -162,14 +162,14 @@ func (s *story) publishV2() {
 
 	s.hold(slices.Equal(gap.Bodies, []string{"v1", "v2"}), "clients got v1 and then v2, nothing else; they got %q", gap.Bodies)
 	s.hold(slices.Contains(s.docker.Image(after.Image).RepoDigests, s.registry.Ref(repository+"@"+digest)), "what runs is the digest that was published")
-	took := s.swapTook()
-	s.screen.held("v2 serves; updaterd took %s from stopping v1 to having started v2, and a client got no answer for %s",
-		took.Round(time.Millisecond), gap.Longest.Round(time.Millisecond))
+	took, why := s.swapTook(), ""
 	if gap.Longest > took+200*time.Millisecond {
 		// ARP: the first question was asked before the new container's interface was
 		// up, and the kernel repeats it after a second. It is so with any tool.
-		s.screen.held("(asked too early, the kernel looks for a new container again after 1 s)")
+		why = "; asked too early, the kernel looks for a new container again after 1 s"
 	}
+	s.screen.held("v2 serves; updaterd took %s from stopping v1 to having started v2, and a client got no answer for %s%s",
+		took.Round(time.Millisecond), gap.Longest.Round(time.Millisecond), why)
 	s.kept(before, after)
 	s.screen.held("started so far, as the file in its volume says: %s", s.started("v1", "v2"))
 }
