@@ -797,7 +797,7 @@ type Registry struct {
 	err       map[string]error
 	delay     map[string]time.Duration
 	manifests map[string]string
-	Asked     int // resolves, all told
+	asked     int // questions for a digest, all told
 }
 
 var _ updater.Registry = (*Registry)(nil)
@@ -820,6 +820,13 @@ func (r *Registry) Fail(ref string, err error) {
 		r.err = map[string]error{}
 	}
 	r.err[ref] = err
+}
+
+// Asked is how often it was asked what a tag stands for.
+func (r *Registry) Asked() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.asked
 }
 
 // Unpublish takes a tag away.
@@ -880,7 +887,7 @@ func (r *Registry) Resolve(ctx context.Context, ref string) (string, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.Asked++
+	r.asked++
 	if err := r.err[ref]; err != nil {
 		return "", err
 	}

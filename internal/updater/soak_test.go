@@ -42,10 +42,10 @@ func TestAThousandPassesLeaveNothingBehind(t *testing.T) {
 		}
 		time.Sleep(warmUp*time.Minute + time.Second)
 		heap, goroutines := left()
-		asked := w.registry.Asked
+		asked := w.registry.Asked()
 		time.Sleep(passes * time.Minute)
 		heapLater, goroutinesLater := left()
-		require.Equal(t, asked/(warmUp+1)*passes, w.registry.Asked-asked, "passes were made")
+		require.Equal(t, asked/(warmUp+1)*passes, w.registry.Asked()-asked, "passes were made")
 		require.Equal(t, goroutines, goroutinesLater, "goroutines after %d passes more", passes)
 		// A hundred bytes a pass would be 100 kB.
 		require.InDelta(t, float64(heap), float64(heapLater), 50e3, "heap after %d passes more", passes)
