@@ -19,6 +19,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	_ "time/tzdata" // windows name time zones; a container FROM scratch has none
 )
@@ -27,6 +28,8 @@ import (
 var version = "unknown"
 
 func main() {
+	staySmall()
+
 	// The first signal asks to stop, a second one ends the process as usual:
 	// the journal makes even that safe.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -36,4 +39,14 @@ func main() {
 
 	p := program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ(), version: version, hangups: hangups}
 	os.Exit(p.main(ctx, os.Args[1:]))
+}
+
+// staySmall uses a few processors only, unless $GOMAXPROCS says otherwise: each
+// that Go may use keeps memory of its own, and updaterd waits for others nearly
+// all the time. docs/performance.md has what it saves.
+func staySmall() {
+	const processors = 4
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) > processors {
+		runtime.GOMAXPROCS(processors)
+	}
 }
