@@ -65,7 +65,6 @@ func (p program) main(ctx context.Context, args []string) int {
 // shared are the flags of every command.
 type shared struct {
 	config string
-	output string
 }
 
 func (p program) command() *cobra.Command {
