@@ -275,7 +275,9 @@ func TestBadDays(t *testing.T) {
 		f.Architecture = "s390x"
 		img, err := mutate.ConfigFile(r.images["arch"], f)
 		require.NoError(t, err)
-		index := mutate.AppendManifests(nothing.Index, mutate.IndexAddendum{Add: img})
+		index := mutate.AppendManifests(nothing.Index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{
+			Platform: &v1.Platform{OS: "linux", Architecture: "s390x"},
+		}})
 		r.push(t, "arch", index)
 		d, err := index.Digest()
 		require.NoError(t, err)

@@ -109,11 +109,16 @@ func (h *Host) untag(ctx context.Context, ref string) error {
 }
 
 // drop removes the image with this id if nothing uses it any more: no tag and
-// no container in any state. Digests alone do not keep it.
+// no container in any state. Digests alone do not keep it; the containerd store
+// lists one that an image was pulled by among its tags.
 func (h *Host) drop(ctx context.Context, id string) error {
 	img, err := h.imageOf(ctx, id)
-	if err != nil || img == nil || len(img.RepoTags) > 0 {
+	if err != nil || img == nil {
 		return err
+	}
+	refs := slices.Concat(img.RepoTags, img.RepoDigests)
+	if slices.ContainsFunc(refs, func(ref string) bool { return !strings.Contains(ref, "@") }) {
+		return nil
 	}
 	all, err := h.list(ctx)
 	if err != nil {
@@ -124,7 +129,8 @@ func (h *Host) drop(ctx context.Context, id string) error {
 			return nil
 		}
 	}
-	for _, ref := range append(slices.Clone(img.RepoDigests), id) {
+	slices.Sort(refs)
+	for _, ref := range append(slices.Compact(refs), id) {
 		// Never by force: whoever begins to use it meanwhile keeps it.
 		if err := h.untag(ctx, ref); err != nil {
 			if cerrdefs.IsConflict(err) {
@@ -191,7 +197,7 @@ func (h *Host) tagsOf(ctx context.Context, repository string) ([]imageTag, error
 		}
 	}
 	slices.SortFunc(tags, func(a, b imageTag) int { return strings.Compare(a.name, b.name) })
-	return tags, nil
+	return slices.Compact(tags), nil
 }
 
 // returnTag undoes what Prepare did to the engine's tags: the tag that was

@@ -146,8 +146,7 @@ func (r *rig) clean(ctx context.Context) {
 	for _, i := range images {
 		for _, ref := range append(slices.Clone(i.RepoTags), i.RepoDigests...) {
 			if strings.Contains(ref, r.prefix) {
-				_, _ = r.cli.ImageRemove(ctx, i.ID, imagetypes.RemoveOptions{Force: true})
-				break
+				_, _ = r.cli.ImageRemove(ctx, ref, imagetypes.RemoveOptions{})
 			}
 		}
 	}
@@ -185,7 +184,7 @@ func (r *rig) image(t *testing.T, tag string, edit func(*v1.Config)) string {
 	require.NoError(t, err)
 	cfg := *f.Config.DeepCopy()
 	cfg.Entrypoint = []string{"/app"}
-	cfg.Env = []string{"TAG=" + tag}
+	cfg.Env = []string{"RUN=" + r.prefix} // no other run has the same image
 	edit(&cfg)
 	img, err := mutate.Config(r.base, cfg)
 	require.NoError(t, err)
