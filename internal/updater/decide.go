@@ -64,8 +64,8 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 		return say(r.Reason, time.Time{}, "%s since %s: %s; lift it with: updaterd forget %s", r.Reason, stamp(r.At), r.Why, w.ID)
 	}
 	if r := m.Retry; r != nil && r.Digest == c.Digest && now.Before(r.After) {
-		return say(Surroundings, r.After, "attempt %d failed, the image is not to blame: %s; tried again after %s",
-			r.Attempts, r.Why, stamp(r.After))
+		return say(Surroundings, r.After, "attempt %d failed, the image is not to blame: %s; tried again after %s, or at once after: updaterd forget %s",
+			r.Attempts, r.Why, stamp(r.After), w.ID)
 	}
 	seen, ok := m.Seen[c.Digest]
 	if !ok {

@@ -809,3 +809,69 @@ func TestACopyIsNoStranger(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatAPersonRemovedIsNotMadeUp: it is gone before the swap, so there is
+// nothing to go back to.
+func TestWhatAPersonRemovedIsNotMadeUp(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.on = func(what string, done bool) {
+			if what == "update restart policy" && !done {
+				w.host.Remove("web")
+			}
+		}
+		require.Equal(t, updater.OutcomeSuperseded, w.web().Outcome)
+		require.Empty(t, w.host.Containers())
+		w.told(updater.EventSuperseded)
+		require.Nil(t, w.record("local/web").Retry, "nobody is to blame")
+	})
+}
+
+// TestPreparingIsDecidedAnewAfterACrash: what was right then may not be now.
+func TestPreparingIsDecidedAnewAfterACrash(t *testing.T) {
+	all := steps(t, backendtest.Good)
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		u, d := w.process(slices.Index(all, "create, done true") + 1)
+		_, _ = u.Once(t.Context(), nil)
+		require.True(t, d.dead)
+		w.settings.Mode = updater.ModeHold
+		require.Equal(t, updater.Held, w.web().Reason)
+		w.holds(oldDigest, "it was put on hold meanwhile")
+		w.told()
+	})
+}
+
+func TestARestoreIsInsistedOn(t *testing.T) {
+	inWorld(t, backendtest.Exits, func(t *testing.T, w *world) {
+		began := time.Now()
+		w.on = func(what string, done bool) {
+			if what == "start old" && !done && time.Since(began) < 20*time.Second {
+				w.host.Down(true)
+				time.AfterFunc(10*time.Second, func() { w.host.Down(false) })
+			}
+		}
+		require.Equal(t, updater.OutcomeRestored, w.web().Outcome, "while the person waits")
+		w.holds(oldDigest, "afterwards")
+		require.Less(t, time.Since(began), time.Minute)
+	})
+}
+
+func TestAnOutageDuringTheGateBlamesNobody(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.host.Remove("web")
+		w.host.Run("web", "web:1", oldDigest, "no") // so that the engine does not start it again
+		_, stop := w.daemon()
+		time.Sleep(5 * time.Second)
+		w.host.Kill()
+		time.Sleep(time.Minute)
+		w.host.Boot()
+		time.Sleep(10 * time.Minute)
+		stop()
+		w.told(updater.EventRestored)
+		m := w.record("local/web")
+		require.Empty(t, m.Rejected)
+		require.NotNil(t, m.Retry)
+		web, _ := w.find("web")
+		require.True(t, web.Running)
+		require.Equal(t, oldDigest, web.Digest)
+	})
+}

@@ -12,6 +12,8 @@ import (
 const (
 	maxRestarts    = 3
 	defaultTimeout = 60 * time.Second
+	// killed is the exit code of a program that got SIGKILL.
+	killed = 137
 )
 
 // gate judges one side of a change from looks at it. It is pure: the looks
@@ -27,6 +29,8 @@ type gate struct {
 	// base are the engine's restarts that came before the clock was started anew.
 	base int
 	exit *int // the last exit code that was seen; nil: none
+	// killed: it was found killed by the last look.
+	killed bool
 	// gap: nobody watched just before the next look (updaterd or the engine
 	// was down), so an exit may be the engine's doing.
 	gap bool
@@ -50,6 +54,8 @@ func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 	g.base = min(g.base, o.Restarts) // engines count from 0 again after a start by hand
 	if !o.Running {
 		g.exit = &o.ExitCode // engines show 0 for what runs again
+	} else {
+		g.killed = false
 	}
 	timeout := g.timeout
 	if timeout == 0 {
@@ -75,6 +81,12 @@ func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 	case !o.Running && !o.Restarting && !o.Paused:
 		if gap && engineMayHaveEnded(o.ExitCode) {
 			return Unclear, fmt.Sprintf("it was found stopped (exit code %d) after a time in which the engine or updaterd was down", o.ExitCode)
+		}
+		if o.ExitCode == killed && !g.killed {
+			// Who removes a container by force kills it first, and an engine may
+			// tell the exit before it tells that memory was wanting.
+			g.killed = true
+			return "", "it was killed, which somebody may have done who is about to remove it"
 		}
 		return Bad, fmt.Sprintf("it exited with code %d", o.ExitCode)
 	case o.Health == HealthUnhealthy:
