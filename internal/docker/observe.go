@@ -115,7 +115,7 @@ func restartsSince(b *box, o origin) int {
 
 func well(o updater.Observation) bool {
 	return o.Running && !o.Restarting && !o.Paused && o.Fault == "" && !o.OOMKilled && o.Restarts == 0 &&
-		o.Probe == "" && o.Health != updater.HealthUnhealthy
+		o.Probe == "" && o.Health != updater.HealthUnhealthy && o.Health != updater.HealthStarting
 }
 
 // healthLog is what the last failed check printed.
