@@ -216,7 +216,7 @@ func TestTakenWhenRestoring(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			port := stage.FreePort(t)
-			s := start{policy: "always"}
+			s := start{policy: "no"} // an engine that starts it anew would mix up the calls
 			d := stage.StartDocker(t, engine.Options{})
 			s.engine = d
 			mine := d.Engine.Spare

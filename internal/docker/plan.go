@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -140,13 +141,16 @@ func healthy(b *box) bool {
 		(engineHealth(b) == updater.HealthNone || engineHealth(b) == updater.HealthHealthy)
 }
 
-// settled is a hash of all in a HostConfig that a swap does not change.
+// settled is a hash of all in a HostConfig that a swap does not change. What
+// says nothing is left out: an engine that was restarted shows an empty list as
+// [] that it showed as null before, and nobody has changed anything.
 func settled(b *box) string {
-	var raw struct{ HostConfig map[string]json.RawMessage }
+	var raw struct{ HostConfig map[string]any }
 	if json.Unmarshal(b.raw, &raw) != nil {
 		return ""
 	}
 	delete(raw.HostConfig, "RestartPolicy")
+	maps.DeleteFunc(raw.HostConfig, func(_ string, v any) bool { return empty(v) })
 	text, err := json.Marshal(raw.HostConfig) // sorts the keys
 	if err != nil {
 		return ""
