@@ -28,7 +28,7 @@ demo: build ## See an update and a roll-back, on a real Docker Engine, in under 
 .PHONY: test
 test: build race ## Run all tests, with a real Docker Engine
 	UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) sh -ec '\
-		go test -race ./...; \
+		go test -race -timeout=20m ./...; \
 		cd e2e && go test -race -count=1 -p=1 -timeout=20m ./...'
 
 # The race detector is C.
