@@ -184,7 +184,7 @@ func (r *rig) image(t *testing.T, tag string, edit func(*v1.Config)) string {
 	require.NoError(t, err)
 	cfg := *f.Config.DeepCopy()
 	cfg.Entrypoint = []string{"/app"}
-	cfg.Env = []string{"RUN=" + r.prefix} // no other run has the same image
+	cfg.Env = []string{"TAG=" + tag, "RUN=" + r.prefix} // no other run has the same image
 	edit(&cfg)
 	img, err := mutate.Config(r.base, cfg)
 	require.NoError(t, err)
