@@ -179,7 +179,7 @@ func forward(s scene) step {
 	case s.new.place == elsewhere || s.old.place == elsewhere:
 		return superseded
 	case !s.new.there():
-		if s.old.there() {
+		if s.old.there() || !s.wary {
 			return unprepared
 		}
 		return superseded
@@ -191,8 +191,13 @@ func forward(s scene) step {
 		}
 		return swap
 	case !s.new.started && !s.old.there():
-		// It ran when we last looked, so somebody removed it.
-		return superseded
+		if s.wary {
+			// It ran when we last looked, so somebody removed it.
+			return superseded
+		}
+		// We may have stopped it before a crash, and then a prune took it: going
+		// back makes a copy. One container too many is better than none.
+		return undone
 	case !s.new.started, !s.new.running:
 		return undone
 	case s.old.running:

@@ -202,11 +202,13 @@ func TestWhatSomebodyElseDecidedIsLeftAlone(t *testing.T) {
 		scene       scene
 		forth, back step
 	}{
-		"their container has the name, ours was only created": {scene{new: created, other: true, old: side{place: gone}}, superseded, removeNew},
-		"their container has the name, ours runs behind":      {scene{new: side{place: asNew, running: true, started: true}, old: aside, other: true}, superseded, stopNew},
-		"their container has the name, ours has gone":         {scene{new: side{place: gone}, old: aside, other: true}, superseded, superseded},
-		"the original was removed before it was stopped":      {scene{new: created, old: side{place: gone}, handsOff: true}, superseded, removeNew},
-		"all have gone": {scene{new: side{place: gone}, old: side{place: gone}}, superseded, superseded},
+		"their container has the name, ours was only created":            {scene{new: created, other: true, old: side{place: gone}}, superseded, removeNew},
+		"their container has the name, ours runs behind":                 {scene{new: side{place: asNew, running: true, started: true}, old: aside, other: true}, superseded, stopNew},
+		"their container has the name, ours has gone":                    {scene{new: side{place: gone}, old: aside, other: true}, superseded, superseded},
+		"the original was removed before it was stopped":                 {scene{new: created, old: side{place: gone}, wary: true, handsOff: true}, superseded, removeNew},
+		"all have gone before anything was applied":                      {scene{new: side{place: gone}, old: side{place: gone}, wary: true}, superseded, superseded},
+		"all were pruned after a crash":                                  {scene{new: side{place: gone}, old: side{place: gone}, copyable: true}, unprepared, copyOld},
+		"the original was pruned after a crash had stopped it":           {scene{new: created, old: side{place: gone}, copyable: true}, undone, copyOld},
 		"the original was stopped before anything was applied":           {scene{new: created, old: side{place: asName, started: true}, wary: true, handsOff: true}, superseded, removeNew},
 		"the original was renamed and runs":                              {scene{new: created, old: side{place: elsewhere, running: true, started: true}}, superseded, removeNew},
 		"the new one was removed while the original runs":                {scene{new: side{place: gone}, old: service}, unprepared, done},

@@ -60,6 +60,9 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 		case superseded:
 			return updater.Applied{}, fmt.Errorf("container %s: %w", o.Name, updater.ErrSuperseded)
 		case undone:
+			if b.old == nil {
+				return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it after the change was broken off (docker container prune?)", o.Name)
+			}
 			return updater.Applied{}, fmt.Errorf("container %s: going back had already begun", o.Name)
 		case unprepared:
 			return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it (docker container prune?)", o.Name+suffixNew)

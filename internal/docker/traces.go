@@ -104,6 +104,10 @@ func traces(all []container.Summary, owner string, known map[string]bool, now ti
 	return found
 }
 
+// tracedStable is how long a new container whose record is lost must stay
+// healthy: the default of health.stable, since its own is not known.
+const tracedStable = 10 * time.Second
+
 // traced makes a change of a trace from what the engine shows of it; nil when
 // it has gone meanwhile. Settings and verdict are lost with the record.
 func (h *Host) traced(ctx context.Context, t trace) (*updater.Change, error) {
@@ -115,7 +119,7 @@ func (h *Host) traced(ctx context.Context, t trace) (*updater.Change, error) {
 	o := origin{Name: t.name, ID: t.replaces}
 	c := updater.Change{
 		ID: t.change, Backend: h.name, Unit: h.name + "/" + t.name, Phase: t.phase,
-		Settings: updater.Settings{Enabled: true, Keep: updater.KeepAll},
+		Settings: updater.Settings{Enabled: true, Keep: updater.KeepAll, Health: updater.Health{Stable: tracedStable}},
 		Why:      "it was broken off, and its record is lost", Disturbed: true, Healthy: true,
 	}
 	part := updater.Part{Workload: c.Unit, Replace: true}

@@ -13,10 +13,6 @@ import (
 	"time"
 )
 
-// looksAtOnce bounds how many workloads of a backend wait for a registry at
-// once. The registry itself bounds what one host gets.
-const looksAtOnce = 64
-
 // work is what one process does in one place: passes, and the changes they
 // started, which go on while later passes look.
 type work struct {
@@ -227,7 +223,8 @@ func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
 }
 
 // run fills the pass and starts a goroutine per workload, so that one slow
-// registry holds up nobody else's change.
+// registry holds up nobody else's change. How many questions are under way at
+// once is the registry's to bound, by host.
 func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 	p.found = map[string]bool{}
 	p.open = map[string]Change{}
@@ -253,11 +250,10 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 	}
 	p.choose(workloads, memory, names)
 
-	looks := make(chan struct{}, looksAtOnce)
 	for _, it := range p.items {
 		start(func() {
 			defer close(it.done)
-			p.decide(ctx, it, looks)
+			p.decide(ctx, it)
 			if p.act && it.decision.Update {
 				p.carryOut(ctx, it)
 			}
@@ -333,7 +329,7 @@ func cycle(at, it *item, seen map[*item]bool) []string {
 
 // decide looks at one workload and decides. It only reads, but for what a
 // pass that acts remembers.
-func (p *pass) decide(ctx context.Context, it *item, looks chan struct{}) {
+func (p *pass) decide(ctx context.Context, it *item) {
 	defer close(it.decided)
 	defer p.tell(it)
 	id := it.workload.ID
@@ -345,9 +341,7 @@ func (p *pass) decide(ctx context.Context, it *item, looks chan struct{}) {
 		it.decision = Decision{Reason: InProgress, Detail: "a change of it is under way"}
 		return
 	}
-	looks <- struct{}{}
 	f := look(ctx, p.rules.Registry, it.workload, it.settings, it.memory, time.Now())
-	<-looks
 	if ctx.Err() != nil {
 		it.stopped = true
 		it.decision = Decision{Candidate: f.candidate, Reason: InProgress, Detail: "interrupted"}
