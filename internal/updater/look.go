@@ -147,7 +147,7 @@ const tagListPatience = 24 * time.Hour
 // short says why a tag list of n tags is suspiciously short; "" when it is not.
 func (t *TagCount) short(repository string, n int, now time.Time) string {
 	if n == 0 {
-		return "the registry lists no tags at all, not even the one that runs"
+		return fmt.Sprintf("the registry lists no tags of %s at all, not even the one that runs", repository)
 	}
 	if t == nil || t.Repository != repository || 2*n >= t.Count {
 		return ""
@@ -159,8 +159,8 @@ func (t *TagCount) short(repository string, n int, now time.Time) string {
 	if !now.Before(until) {
 		return ""
 	}
-	return fmt.Sprintf("the registry lists %d tags where it listed %d before; not believed until %s, in case it has trouble",
-		n, t.Count, until.Format(time.RFC3339))
+	return fmt.Sprintf("the registry lists %d tags of %s where it listed %d before; not believed until %s, in case it has trouble",
+		n, repository, t.Count, until.Format(time.RFC3339))
 }
 
 // next is what to remember after a list of n tags was read at now.
