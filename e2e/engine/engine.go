@@ -600,6 +600,10 @@ func unmountUnder(dir string) error {
 // made by addBridge, and those of networks made on the engine.
 func removeBridges(subnet netip.Prefix) error {
 	links, err := netlink.LinkList()
+	// Interfaces that come and go meanwhile make a list that may lack some.
+	for try := 0; errors.Is(err, netlink.ErrDumpInterrupted) && try < 20; try++ {
+		links, err = netlink.LinkList()
+	}
 	if err != nil {
 		return err
 	}
