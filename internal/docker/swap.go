@@ -63,6 +63,12 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 			if b.old == nil {
 				return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it after the change was broken off (docker container prune?)", o.Name)
 			}
+			if n := b.new; n != nil && n.started() && endedByItself(n) {
+				// The phase in the journal is that of going forward, so nobody
+				// stopped it: it ended between its start and a crash of ours.
+				return updater.Applied{}, &updater.Fault{Verdict: updater.Bad,
+					Err: fmt.Errorf("it exited with code %d right after its start", n.State.ExitCode)}
+			}
 			return updater.Applied{}, fmt.Errorf("container %s: going back had already begun", o.Name)
 		case unprepared:
 			return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it (docker container prune?)", o.Name+suffixNew)
@@ -405,6 +411,10 @@ func (h *Host) start(ctx context.Context, b *box) error {
 	switch {
 	case err == nil:
 		return nil
+	case told(err) && strings.Contains(err.Error(), "already exists"):
+		// Seen after a kill -9 of dockerd 20.10 in the middle of a start:
+		// containerd kept the task, and only dockerd itself can take it away.
+		return fmt.Errorf("starting container %s: the engine lost track of it when it was killed; restart the engine: %w", b.name(), err)
 	case told(err) && !isGone(err):
 		return &updater.Fault{Verdict: blame(err.Error()), Err: fmt.Errorf("starting container %s: %w", b.name(), err)}
 	}
@@ -414,6 +424,16 @@ func (h *Host) start(ctx context.Context, b *box) error {
 // isGone: the container has gone. A start also answers 404 for a missing network.
 func isGone(err error) bool {
 	return cerrdefs.IsNotFound(err) && strings.Contains(strings.ToLower(err.Error()), "no such container")
+}
+
+// endedByItself: it has stopped, with a code that no engine gives a container it
+// stops or loses.
+func endedByItself(b *box) bool {
+	switch b.State.ExitCode {
+	case 0, 137, 143, 255:
+		return false
+	}
+	return !b.running() && b.State.Error == ""
 }
 
 // waitGone waits until a removal that somebody else began is over.
