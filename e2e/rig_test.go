@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -378,16 +377,6 @@ func (r *rig) runKilled(where at, args ...string) bool {
 	case <-time.After(100 * time.Millisecond):
 		return false
 	}
-}
-
-// refuse answers matching calls with an error of the engine's.
-func refuse(match func(stage.Call) bool, message string) stage.Hooks {
-	return stage.Hooks{Before: func(c stage.Call) error {
-		if match(c) {
-			return errors.New(message)
-		}
-		return nil
-	}}
 }
 
 func within(t *testing.T, timeout time.Duration, what string, ch <-chan struct{}) {

@@ -289,7 +289,7 @@ func (c contract) failures(t *testing.T) {
 				ch := c.plan(t, b, c.Start(t, name, Good))
 				before := c.Look(t, name)
 				struck = c.Fail(n, done)
-				defer c.Fail(0, false)
+				defer func() { c.Fail(0, false) }()
 				err := b.Prepare(t.Context(), ch, quiet)
 				if err == nil {
 					ch.Phase, ch.Disturbed = updater.Applying, true
@@ -327,7 +327,7 @@ func (c contract) failingRestore(t *testing.T) {
 				ch = c.swap(t, b, ch)
 				ch.Phase = updater.Restoring
 				struck = c.Fail(n, done)
-				defer c.Fail(0, false)
+				defer func() { c.Fail(0, false) }()
 				if _, err := b.Restore(t.Context(), ch); err != nil {
 					require.True(t, struck(), "nothing was made to fail, but: %v", err)
 					c.restore(t, c.Backend(t), ch)

@@ -35,6 +35,7 @@ func (r *recreation) attach() error {
 		switch {
 		case i == main && r.since("1.44"):
 			// Up to API 1.51 a person's address shows here, a generated one does not.
+			//lint:ignore SA1019 engines before API 1.44 know no other place for it
 			sent[i].MacAddress = c.MacAddress
 		case i != main && r.since("1.44") && universal(e.settings.MacAddress):
 			sent[i].MacAddress = e.settings.MacAddress
@@ -44,6 +45,7 @@ func (r *recreation) attach() error {
 		}
 	}
 	if r.since("1.44") {
+		//lint:ignore SA1019 engines before API 1.44 know no other place for it
 		c.MacAddress = ""
 	}
 	if err := r.interfaceSysctls(main, sent); err != nil {

@@ -10,10 +10,10 @@ import (
 	"testing"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	imagetypes "github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/network"
-	"github.com/docker/docker/client"
 	"github.com/docker/go-connections/nat"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	nothing "github.com/google/go-containerregistry/pkg/v1/empty"
@@ -424,7 +424,7 @@ func TestPreviousImages(t *testing.T) {
 	}
 	for i, id := range ids {
 		_, err := r.cli.ImageInspect(t.Context(), id)
-		require.Equal(t, i < len(ids)-1, client.IsErrNotFound(err), "image %d of %d: %v", i, len(ids), err)
+		require.Equal(t, i < len(ids)-1, cerrdefs.IsNotFound(err), "image %d of %d: %v", i, len(ids), err)
 	}
 }
 

@@ -245,6 +245,7 @@ func (r *recreation) config() {
 		c.Hostname = ""
 	}
 	if mode.IsContainer() { // create refuses these, start copies them from the other container
+		//lint:ignore SA1019 engines before API 1.44 know no other place for it
 		c.Hostname, c.Domainname, c.MacAddress, c.ExposedPorts = "", "", "", nil
 	}
 

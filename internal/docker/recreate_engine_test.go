@@ -333,6 +333,7 @@ func (e *engine) networkID(t *testing.T, name string) string {
 // mac is a wish for a MAC address, said where this engine's API wants it.
 func (e *engine) mac(on, mac string) wish {
 	if _, err := e.cli.Ping(context.Background()); err == nil && versions.LessThan(e.cli.ClientVersion(), "1.44") {
+		//lint:ignore SA1019 engines before API 1.44 know no other place for it
 		return wish{started: true, config: container.Config{MacAddress: mac}}
 	}
 	return wish{started: true, network: network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{on: {MacAddress: mac}}}}

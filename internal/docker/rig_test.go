@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	imagetypes "github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/network"
@@ -270,7 +271,7 @@ func (r *rig) change(name, from, to, digest string) updater.Change {
 func (r *rig) look(t *testing.T, name string) string {
 	t.Helper()
 	c, err := r.cli.ContainerInspect(t.Context(), r.name(name))
-	if client.IsErrNotFound(err) {
+	if cerrdefs.IsNotFound(err) {
 		return ""
 	}
 	require.NoError(t, err)
@@ -321,7 +322,7 @@ func (r *rig) containersBeside(t *testing.T, name string) []string {
 func (r *rig) local(t *testing.T, tag string) string {
 	t.Helper()
 	img, err := r.cli.ImageInspect(t.Context(), r.repo+":"+tag)
-	if client.IsErrNotFound(err) {
+	if cerrdefs.IsNotFound(err) {
 		return ""
 	}
 	require.NoError(t, err)

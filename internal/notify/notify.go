@@ -139,7 +139,7 @@ func (n *Notifier) post(ctx context.Context, address string, body []byte) (where
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		// The parser's own words quote the address.
-		return "", errors.New("its URL is not understood: it must be http://HOST/... or https://HOST/...")
+		return "", errors.New("its URL is not understood: it must begin with http:// or https:// and a host")
 	}
 	where = public(u)
 	request, err := retryablehttp.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(body))

@@ -337,7 +337,7 @@ func runHelper(ctx context.Context, wait time.Duration, helper, server string) (
 	case ctx.Err() != nil:
 		return helperAnswer{}, fmt.Errorf("%s did not answer within %s: see what it waits for", program, wait)
 	case errors.Is(err, exec.ErrNotFound):
-		return helperAnswer{}, fmt.Errorf("%s, which the login file names, is not in PATH: install it where updaterd runs, or give the credentials under registries:", program)
+		return helperAnswer{}, fmt.Errorf("%s, which the login file names, is not in PATH: install it where updaterd runs, or give the credentials under registries in the configuration", program)
 	case strings.Contains(strings.ToLower(out.String()), notFoundText):
 		return helperAnswer{}, nil
 	default:

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -330,10 +329,5 @@ func basicLogin(host, user, password string) string {
 }
 
 var amd64 = updater.Platform{OS: "linux", Architecture: "amd64"}
-
-func drain(r *http.Request) string {
-	b, _ := io.ReadAll(r.Body)
-	return string(b)
-}
 
 var bg = context.Background()
