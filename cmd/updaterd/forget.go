@@ -29,11 +29,16 @@ a daemon.`,
 			if err != nil {
 				return err
 			}
-			if len(lifted) == 0 {
-				_, err := fmt.Fprintf(p.stdout, "Nothing was rejected on %s.\n", args[0])
+			if len(lifted.Rejected) == 0 && lifted.Retry == nil {
+				_, err := fmt.Fprintf(p.stdout, "There is nothing to forget of %s (state: %s).\n", args[0], cfg.State)
 				return err
 			}
-			for _, r := range lifted {
+			if r := lifted.Retry; r != nil {
+				if _, err := fmt.Fprintf(p.stdout, "Tried again in the next pass: %s (%s)\n", short(r.Digest), printable(r.Why)); err != nil {
+					return err
+				}
+			}
+			for _, r := range lifted.Rejected {
 				if _, err := fmt.Fprintf(p.stdout, "Forgotten: %s (%s: %s)\n", describe(r.Image), r.Reason, printable(r.Why)); err != nil {
 					return err
 				}

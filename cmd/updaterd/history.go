@@ -72,12 +72,12 @@ func (p program) historyCommand(s *shared) *cobra.Command {
 		if limit > 0 && len(entries) > limit {
 			entries = entries[:limit]
 		}
-		return p.printHistory(*o, entries, logs)
+		return p.printHistory(*o, entries, logs, cfg.State)
 	}
 	return c
 }
 
-func (p program) printHistory(o output, entries []updater.Entry, logs bool) error {
+func (p program) printHistory(o output, entries []updater.Entry, logs bool, state string) error {
 	if o == asJSON {
 		all := []happening{}
 		for _, e := range entries {
@@ -89,7 +89,7 @@ func (p program) printHistory(o output, entries []updater.Entry, logs bool) erro
 		return printJSON(p.stdout, all)
 	}
 	if len(entries) == 0 {
-		_, err := fmt.Fprintln(p.stdout, "Nothing has happened yet.")
+		_, err := fmt.Fprintf(p.stdout, "Nothing has happened yet that %s knows of.\n", state)
 		return err
 	}
 	var rows [][]string

@@ -52,11 +52,13 @@ func (p program) main(ctx context.Context, args []string) int {
 	case errors.Is(err, errTrouble):
 		return exitTrouble
 	}
-	fmt.Fprintf(p.stderr, "updaterd: %v\n", err)
-	if _, ok := errors.AsType[usageError](err); ok || errors.Is(err, updater.ErrUnknownWorkload) {
+	if problems, ok := errors.AsType[config.Problems](err); ok {
+		// Each line begins with the file and the line, as editors understand it.
+		fmt.Fprintln(p.stderr, problems)
 		return exitUsage
 	}
-	if _, ok := errors.AsType[config.Problems](err); ok {
+	fmt.Fprintf(p.stderr, "updaterd: %v\n", err)
+	if _, ok := errors.AsType[usageError](err); ok || errors.Is(err, updater.ErrUnknownWorkload) {
 		return exitUsage
 	}
 	return exitTrouble

@@ -53,7 +53,7 @@ carry every change to its end, and print a row per watched workload.`,
 		}
 		defer w.close()
 		rows, err := w.updater.Once(c.Context(), args)
-		if err != nil && rows == nil {
+		if err != nil && len(rows) == 0 {
 			return err // there was no pass
 		}
 		if err := errors.Join(p.printRows(*o, rows, true), err); err != nil {

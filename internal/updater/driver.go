@@ -54,7 +54,7 @@ func (d *driver) drive(lead, stop context.Context, c Change, resumed bool) Chang
 		}
 	}
 	for !c.Phase.Final() && lead.Err() == nil {
-		log.Info("change moves on", "phase", c.Phase, "from", from(c), "to", to(c), "verdict", c.Verdict, "reason", c.Why)
+		log.Info("change moves on", told(c)...)
 		if err := d.journal.Save(lead, c); err != nil {
 			switch {
 			case lead.Err() != nil:
@@ -241,8 +241,7 @@ func (d *driver) finish(lead context.Context, c Change, log *slog.Logger) Change
 	case Failed:
 		level = slog.LevelError
 	}
-	log.Log(lead, level, "change is over", "phase", c.Phase, "from", from(c), "to", to(c),
-		"verdict", c.Verdict, "reason", c.Why, "gap", c.Gap)
+	log.Log(lead, level, "change is over", told(c)...)
 	for _, e := range c.Entries() {
 		d.notifier.Notify(lead, e)
 	}
@@ -399,16 +398,25 @@ func pauseAfter(failures int) time.Duration {
 	return min(firstPause<<(failures-1), lastPause)
 }
 
-func from(c Change) string {
-	if len(c.Parts) == 0 {
-		return ""
+// told is what a log line says of a change: what is known of it.
+func told(c Change) []any {
+	attrs := []any{"phase", c.Phase}
+	if len(c.Parts) > 0 {
+		p := c.Parts[0]
+		to := p.To.Ref
+		if !strings.Contains(to, p.To.Digest) {
+			to += "@" + p.To.Digest
+		}
+		attrs = append(attrs, "from", p.From.Ref, "to", to)
 	}
-	return c.Parts[0].From.Ref
-}
-
-func to(c Change) string {
-	if len(c.Parts) == 0 {
-		return ""
+	if c.Verdict != "" {
+		attrs = append(attrs, "verdict", c.Verdict)
 	}
-	return c.Parts[0].To.Ref + " " + c.Parts[0].To.Digest
+	if c.Why != "" {
+		attrs = append(attrs, "reason", c.Why)
+	}
+	if c.Gap != 0 && c.Phase.Final() {
+		attrs = append(attrs, "gap", c.Gap.Round(time.Millisecond))
+	}
+	return attrs
 }

@@ -93,6 +93,10 @@ func look(ctx context.Context, r Registry, w Workload, s Settings, m Record, now
 	img, err := r.Image(ctx, ref.with(tag), candidate.Digest, w.Runs.Platform)
 	if err != nil {
 		f.refusal = asRefusal(err, RegistryUnavailable)
+		if f.refusal.Reason == NotFound {
+			f.refusal = &Refusal{Reason: RegistryUnavailable, Err: err, Detail: fmt.Sprintf(
+				"the registry says that %s stands for %s and does not have that; it, or a cache before it, is not in order", ref.with(tag), candidate.Digest)}
+		}
 		return f
 	}
 	candidate.Manifest, candidate.Config = img.Manifest, img.Config

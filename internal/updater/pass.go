@@ -178,6 +178,9 @@ type item struct {
 	settings Settings
 	memory   Record
 	needs    []*item // what it depends on
+	// aside: nobody asked for it, but something that was asked for depends on
+	// it. It is decided on, and neither carried out nor shown.
+	aside    bool
 	decision Decision
 	decided  chan struct{}
 
@@ -254,7 +257,7 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 		start(func() {
 			defer close(it.done)
 			p.decide(ctx, it)
-			if p.act && it.decision.Update {
+			if p.act && it.decision.Update && !it.aside {
 				p.carryOut(ctx, it)
 			}
 		})
@@ -266,7 +269,21 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 func (p *pass) choose(workloads []Workload, memory map[string]Record, named []string) {
 	backend := p.backend.Name()
 	byID := map[string]*item{}
+	exists := map[string]bool{}
+	// A workload in the middle of a change may be absent from the backend's list.
+	for unit := range p.open {
+		exists[unit] = true
+		for _, n := range named {
+			if names(n, backend, unit) {
+				p.found[n] = true
+			}
+		}
+	}
+	for unit := range p.busy {
+		exists[unit] = true
+	}
 	for _, w := range workloads {
+		exists[w.ID] = true
 		s, err := p.rules.Settings(w)
 		if err == nil && !s.Enabled {
 			continue
@@ -275,30 +292,34 @@ func (p *pass) choose(workloads []Workload, memory map[string]Record, named []st
 		if err != nil {
 			it.decision = Decision{Reason: InvalidSettings, Detail: err.Error()}
 		}
-		wanted := len(named) == 0
+		byID[w.ID] = it
+		it.aside = len(named) > 0
 		for _, n := range named {
 			if names(n, backend, w.ID) {
-				wanted, p.found[n] = true, true
+				it.aside, p.found[n] = false, true
 			}
 		}
-		if wanted {
+		if !it.aside {
 			p.items = append(p.items, it)
-			byID[w.ID] = it
 		}
 	}
-	// A workload in the middle of a change may be absent from the backend's list.
-	for unit := range p.open {
-		for _, n := range named {
-			if names(n, backend, unit) {
-				p.found[n] = true
+	// What is depended on joins in, and so does what that depends on.
+	for i := 0; i < len(p.items); i++ {
+		it := p.items[i]
+		for _, n := range it.settings.DependsOn {
+			known := func(id string) bool { return names(n, backend, id) }
+			if it.decision.Reason == "" && !slices.ContainsFunc(slices.Collect(maps.Keys(exists)), known) {
+				it.decision = Decision{Reason: InvalidSettings, Detail: fmt.Sprintf("depends-on: there is no workload %q here; correct the name, or take it away", n)}
 			}
 		}
-	}
-	for _, it := range p.items {
 		for _, n := range slices.Concat(it.settings.DependsOn, it.workload.DependsOn) {
 			for id, need := range byID {
-				if names(n, backend, id) && need != it {
-					it.needs = append(it.needs, need)
+				if !names(n, backend, id) {
+					continue
+				}
+				it.needs = append(it.needs, need)
+				if need.aside && !slices.Contains(p.items, need) {
+					p.items = append(p.items, need)
 				}
 			}
 		}
@@ -356,7 +377,7 @@ func (p *pass) decide(ctx context.Context, it *item) {
 			it.decision = refused(it.decision, err)
 			return
 		}
-		if p.act && !p.reserve(id) {
+		if p.act && !it.aside && !p.reserve(id) {
 			it.decision = Decision{Candidate: f.candidate, Reason: InProgress, Detail: "a change of it is under way"}
 			return
 		}
@@ -396,6 +417,7 @@ func (p *pass) learn(ctx context.Context, it *item, f finding) {
 	if err := p.journal.Note(ctx, e); err != nil {
 		p.log.Error("history cannot be written", "workload", id, "err", err)
 	}
+	p.rules.Notifier.Notify(ctx, e)
 }
 
 // wish is the change that a decision asks for.
@@ -544,8 +566,10 @@ func (p *pass) rows(named []string) []Row {
 	}
 	listed := map[string]bool{}
 	for _, it := range p.items {
-		listed[it.workload.ID] = true
-		rows = append(rows, p.row(it))
+		if !it.aside {
+			listed[it.workload.ID] = true
+			rows = append(rows, p.row(it))
+		}
 	}
 	// A workload in the middle of a change may be absent from the backend's list.
 	for _, c := range p.lasting() {

@@ -202,7 +202,7 @@ func TestNames(t *testing.T) {
 
 		lifted, err := u.Forget(t.Context(), "other")
 		require.NoError(t, err, "nothing to lift is no mistake")
-		require.Empty(t, lifted)
+		require.Zero(t, lifted)
 
 		w.on = nil
 		u, _ = w.process(0)
@@ -400,7 +400,7 @@ func (w *world) dependent() updater.Rules {
 		case "web":
 			s.DependsOn = []string{"db"}
 		case "db":
-			s.DependsOn = []string{"local/disk", "nobody"}
+			s.DependsOn = []string{"local/disk"}
 		}
 		return s, nil
 	}
@@ -482,10 +482,12 @@ func TestDependsOn(t *testing.T) {
 			w.run("disk", backendtest.Good)
 			w.run("db", backendtest.Good)
 			w.run("else", backendtest.Good)
+			w.run("self", backendtest.Good)
+			w.run("typo", backendtest.Good)
 			rules := w.rules()
 			rules.Settings = func(x updater.Workload) (updater.Settings, error) {
 				s := w.settings
-				s.DependsOn = map[string][]string{"web": {"db"}, "db": {"disk"}, "disk": {"web"}, "else": {"web", "else"}}[x.Name]
+				s.DependsOn = map[string][]string{"web": {"db"}, "db": {"disk"}, "disk": {"web"}, "else": {"web"}, "self": {"self"}, "typo": {"dbb"}}[x.Name]
 				return s, nil
 			}
 			u, _ := w.process(0)
@@ -497,6 +499,25 @@ func TestDependsOn(t *testing.T) {
 			require.Equal(t, updater.InvalidSettings, w.row(rows, "local/db").Reason)
 			require.Equal(t, updater.InvalidSettings, w.row(rows, "local/disk").Reason)
 			require.Equal(t, updater.OutcomeCommitted, w.row(rows, "local/else").Outcome)
+			require.Equal(t, "it depends on itself: local/self needs local/self", w.row(rows, "local/self").Detail)
+			require.Equal(t, updater.InvalidSettings, w.row(rows, "local/typo").Reason)
+			require.Contains(t, w.row(rows, "local/typo").Detail, `there is no workload "dbb" here`)
+		})
+	})
+	t.Run("one that is named alone waits for what it needs all the same", func(t *testing.T) {
+		inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+			w.run("disk", backendtest.Good)
+			w.run("db", backendtest.Good)
+			u, _ := w.process(0)
+			u.Reload(w.dependent())
+			rows, err := u.Once(t.Context(), []string{"web"})
+			require.NoError(t, err)
+			require.Len(t, rows, 1, "what it needs was not asked for")
+			require.Equal(t, updater.Waiting, rows[0].Reason)
+			require.Equal(t, updater.OutcomeNone, rows[0].Outcome)
+			rows, err = u.Once(t.Context(), []string{"web", "db", "disk"})
+			require.NoError(t, err)
+			require.Equal(t, updater.OutcomeCommitted, w.row(rows, "local/web").Outcome)
 		})
 	})
 }

@@ -248,48 +248,57 @@ func (u *Updater) check(ctx context.Context, rules Rules, names []string) ([]Row
 	return rows, errors.Join(unknown...)
 }
 
-// Forget lifts the rejections of the workloads that a person named, and the
-// pause after attempts that were nobody's fault. It works beside a daemon and
-// returns what was lifted.
-func (u *Updater) Forget(ctx context.Context, name string) ([]Rejection, error) {
-	var lifted []Rejection
+// Forgotten is what Forget lifted.
+type Forgotten struct {
+	Rejected []Rejection
+	// Retry is the pause that was ended; nil when there was none.
+	Retry *Retry
+}
+
+// Forget lifts the rejections of the workloads that a person named, and ends
+// the pause after an attempt that was nobody's fault. It works beside a daemon.
+func (u *Updater) Forget(ctx context.Context, name string) (Forgotten, error) {
+	rules, _ := u.current()
+	var lifted Forgotten
 	known := false
 	for _, place := range u.places {
 		j := place.State.Journal()
 		memory, err := j.Recall(ctx)
 		if err != nil {
-			return nil, err
+			return Forgotten{}, err
 		}
 		for id := range memory {
 			if !names(name, place.Backend.Name(), id) {
 				continue
 			}
 			known = true
-			var these []Rejection
+			var was Record
 			err := j.Remember(ctx, map[string]func(*Record){id: func(m *Record) {
-				these = m.Rejected
+				was = *m
 				m.Rejected, m.Retry = nil, nil
 			}})
 			if err != nil {
-				return nil, err
+				return Forgotten{}, err
 			}
-			for _, r := range these {
+			for _, r := range was.Rejected {
 				e := Entry{At: time.Now(), Backend: place.Backend.Name(), Workload: id, Event: EventForgotten, To: r.Image, Why: r.Why}
 				if err := j.Note(ctx, e); err != nil {
-					return nil, err
+					return Forgotten{}, err
 				}
+				rules.Notifier.Notify(ctx, e)
 			}
-			lifted = append(lifted, these...)
+			lifted.Rejected = append(lifted.Rejected, was.Rejected...)
+			if was.Retry != nil {
+				lifted.Retry = was.Retry
+			}
 		}
 	}
 	if known {
 		return lifted, nil
 	}
 	// Nothing is remembered of it: then it must at least exist.
-	if _, err := u.Check(ctx, []string{name}); err != nil {
-		return nil, err
-	}
-	return nil, nil
+	_, err := u.Check(ctx, []string{name})
+	return Forgotten{}, err
 }
 
 // names reports whether a name that a person gave means the workload id of a
