@@ -100,9 +100,9 @@ defaults:
   post-update: "curl -f 'http://x y'"
   stop-timeout: 20s
   keep: all
-  start-first: true
-  include-stopped: true
-  no-rollback: true
+  start-first: false
+  include-stopped: false
+  no-rollback: false
 `), 0o600))
 	c, err := Load(path, nil)
 	require.NoError(t, err)
@@ -132,19 +132,16 @@ defaults:
 		Policy: policy.Spec{
 			Policy: "semver:^1", Include: `^(\d+)\.(\d+)$`, Exclude: "rc", Extract: "$1.$2.0", AllowDowngrade: true,
 		},
-		Pin:            updater.PinFollow,
-		Write:          updater.WriteDigest,
-		MinAge:         9 * 24 * time.Hour,
-		Window:         window,
-		DependsOn:      []string{"db", "cache"},
-		Health:         updater.Health{Probe: "http://:8080/healthz", Timeout: 90 * time.Second},
-		PreUpdate:      updater.Hook{Command: []string{"pg_dump", "-f", "a b"}, Timeout: 5 * time.Minute},
-		PostUpdate:     updater.Hook{Command: []string{"curl", "-f", "http://x y"}, Timeout: time.Minute},
-		StopTimeout:    20 * time.Second,
-		Keep:           updater.KeepAll,
-		StartFirst:     true,
-		IncludeStopped: true,
-		NoRollback:     true,
+		Pin:         updater.PinFollow,
+		Write:       updater.WriteDigest,
+		MinAge:      9 * 24 * time.Hour,
+		Window:      window,
+		DependsOn:   []string{"db", "cache"},
+		Health:      updater.Health{Probe: "http://:8080/healthz", Timeout: 90 * time.Second},
+		PreUpdate:   updater.Hook{Command: []string{"pg_dump", "-f", "a b"}, Timeout: 5 * time.Minute},
+		PostUpdate:  updater.Hook{Command: []string{"curl", "-f", "http://x y"}, Timeout: time.Minute},
+		StopTimeout: 20 * time.Second,
+		Keep:        updater.KeepAll,
 	}, s)
 
 	// A password that was changed is the new one at the next use.
@@ -180,6 +177,13 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"a key of the file in a rule", "rules:\n  - match: {name: x}\n    parallel: 3", `:3: rules[0].parallel: belongs to the whole file; write it at the top, not indented`},
 		{"a cluster", "kubernetes: []", `:1: kubernetes: is not part of this version yet: clusters; remove it`},
 		{"a test", "defaults:\n  health:\n    test: {image: x}", `:3: defaults.health.test: is not part of this version yet: tests beside the updated workload; remove it, or use health.probe`},
+		{"start-first", "defaults:\n  start-first: true", `:2: defaults.start-first: is not supported on a Docker host yet; take it away`},
+		{"include-stopped in a rule", "rules:\n  - match: {name: x}\n    include-stopped: true", `:3: rules[0].include-stopped: is not supported on a Docker host yet; take it away`},
+		{"no-rollback", "defaults: {no-rollback: true}", `:1: defaults.no-rollback: is not supported on a Docker host yet; take it away`},
+		{"no YAML in the first line", "a: b: c", `:1: is no YAML: mapping values are not allowed in this context; look at the indentation, quotes and colons of this line and the one above`},
+		{"no YAML in the second line", "a: 1\nb: }\n", `:2: is no YAML: did not find expected node content; look at the indentation, quotes and colons of this line and the one above`},
+		{"no YAML at the end", "a: [1", `:1: is no YAML: did not find expected ',' or ']'; look at the indentation, quotes and colons of this line and the one above`},
+		{"no text in the second line", "a: 1\nb: \x01\n", `:2: is no YAML: control characters are not allowed; look at the indentation, quotes and colons of this line and the one above`},
 		{"a key written twice", "watch: all\njitter: 1s\nwatch: all", `:3: watch: is written twice, first in line 1; keep one`},
 		{"a key written as a map and with a dot", "defaults:\n  health: {timeout: 1m}\n  health.timeout: 2m", `:3: defaults.health.timeout: is written twice, first in line 2; keep one`},
 		{"a key written short and long", "defaults:\n  pre-update: [a]\n  pre-update.command: [b]", `:3: defaults.pre-update.command: is written twice, first in line 2; keep one`},
@@ -217,7 +221,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"a policy that is none", "defaults: {policy: latest}", `:1: defaults.policy: "latest": no such policy; write one of digest, semver:<range>, patch, minor, major, newest, alphabetical`},
 		{"a pattern of tags that is none", "rules:\n  - match: {name: a}\n    include: '('", ":3: rules[0].include: \"(\": missing closing ): `(`; correct the regular expression (RE2: no look-around, no back-references)"},
 		{"a template without groups", "defaults: {extract: $1}", `:1: defaults.extract: "$1": it is a template over the groups of include; set include as well`},
-		{"a window that is none", "defaults: {window: at night}", `:1: defaults.window: window "at night": no times; write it as "Mon-Fri 02:00-05:00 Europe/Berlin"`},
+		{"a window that is none", "defaults: {window: at night}", `:1: defaults.window: "at night": no times; write it as "Mon-Fri 02:00-05:00 Europe/Berlin"`},
 		{"fewer than no images", "defaults: {keep: -1}", `:1: defaults.keep: "-1" is no number of images; write a whole number from 0 up, or all`},
 		{"a probe without a port", "defaults: {health: {probe: 'http://web/'}}", `:1: defaults.health.probe: "http://web/" has no port from 1 to 65535; write it as http://:8080/healthz, https://:8443/, tcp://:5432 or exec:pg_isready -q`},
 		{"a command for a shell", "defaults: {pre-update: a && b}", `:1: defaults.pre-update.command: holds "&&", but no shell runs it; write it as ["sh", "-c", "..."]`},
@@ -547,6 +551,17 @@ func TestTheDocsNameEveryKeyAndItsDefault(t *testing.T) {
 	}
 	for _, m := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(docs, -1) {
 		requireOnlyMissingFiles(t, m[1])
+	}
+}
+
+func TestTheReadmesExampleIsRightAsItIs(t *testing.T) {
+	data, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	examples := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(data), -1)
+	require.NotEmpty(t, examples)
+	for _, m := range examples {
+		_, err := from(t, m[1])
+		require.NoError(t, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -69,16 +70,34 @@ func (d *document) syntax(data []byte, err error) {
 		if n, err := strconv.Atoi(m[1]); err == nil {
 			line = n
 		}
+		if regexp.MustCompile(`^did not find expected (node content|key|'|<document start>)`).MatchString(text) {
+			// The library's parser, unlike its scanner, counts from 0, and what
+			// is missing at the end is missing in a line after it.
+			line = min(line+1, 1+bytes.Count(bytes.TrimRight(data, "\n"), []byte("\n")))
+		}
+	} else {
+		line = lineless(data) // it leaves out the first line's number
 	}
 	remedy := "look at the indentation, quotes and colons of this line and the one above"
 	if m := regexp.MustCompile(`^unknown anchor '(.*)' referenced$`).FindStringSubmatch(text); m != nil {
-		// The one fault without a line. Mostly it is a pattern.
+		// It has no line in any line. Mostly it is a pattern.
 		line = 1 + bytes.Count(data[:max(0, bytes.Index(data, []byte("*"+m[1])))], []byte("\n"))
 		remedy = "put a pattern that begins with * in quotes"
 	} else if strings.Contains(text, "alphabetic or numeric character") {
 		remedy = "put a pattern that begins with * in quotes"
 	}
 	d.problem(line, "", "is no YAML: %s; %s", text, remedy)
+}
+
+// lineless is the line of a fault for which the library names none: the first
+// one with bytes that are no text, and without such bytes the first of all.
+func lineless(data []byte) int {
+	for i, line := range bytes.Split(data, []byte("\n")) {
+		if !utf8.Valid(line) || bytes.ContainsFunc(line, func(c rune) bool { return c < ' ' && c != '\t' && c != '\r' || c == 0x7f }) {
+			return i + 1
+		}
+	}
+	return 1
 }
 
 // names are the keys that a mapping may have.

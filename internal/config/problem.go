@@ -45,6 +45,26 @@ func (ps Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// oneLine is Problems as the detail of one workload: on one line, and without
+// the workload's id, which stands beside it already.
+type oneLine struct {
+	id       string
+	problems Problems
+}
+
+func (o oneLine) Error() string {
+	texts := make([]string, len(o.problems))
+	for i, p := range o.problems {
+		texts[i] = p.Error()
+		if p.File == o.id {
+			texts[i] = p.Key + ": " + p.Text
+		}
+	}
+	return strings.Join(texts, "; also ")
+}
+
+func (o oneLine) Unwrap() error { return o.problems }
+
 // sorted puts problems in the order in which a person mends them, each once: a
 // bad key of the defaults is found again below every rule.
 func (ps Problems) sorted() Problems {

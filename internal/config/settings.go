@@ -194,11 +194,15 @@ func unjoin(err error) []error {
 
 // Settings are the effective settings of a workload: what is written on it,
 // over the first rule whose every match key fits, over the defaults. Its error
-// is a Problems that names every bad key written on the workload.
+// wraps a Problems that names every bad key written on the workload, and says
+// them on one line.
 func (c *Config) Settings(w updater.Workload) (updater.Settings, error) {
 	own, problems := onWorkload(w)
 	s, more := settle(overlay(c.defaults, c.rule(w), own))
-	return s, append(problems, more...).err()
+	if problems = append(problems, more...); len(problems) > 0 {
+		return s, oneLine{w.ID, problems.sorted()}
+	}
+	return s, nil
 }
 
 // Explain lists the effective settings of a workload and where each came from.

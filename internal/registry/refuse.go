@@ -50,8 +50,12 @@ func refuseStatus(n name, what string, a *answer, cr credential) error {
 	case a.status == http.StatusNotFound,
 		// ECR says 400 where others say 404.
 		a.status == http.StatusBadRequest && (a.has("NAME_UNKNOWN") || a.has("MANIFEST_UNKNOWN") || a.has("NAME_INVALID") || a.has("TAG_INVALID")):
-		return refuse(updater.NotFound, "%s has no %s, or hides it from %s (%s): see that the name is right and that the credentials may read it",
-			n.host, what, cr.who(), said)
+		missing, it := what, "it"
+		if tags, ok := strings.CutPrefix(what, "the "); ok {
+			missing, it = tags, "them"
+		}
+		return refuse(updater.NotFound, "%s has no %s, or hides %s from %s (%s): see that the name is right and that the credentials may read it",
+			n.host, missing, it, cr.who(), said)
 	}
 	return nonsense("%s cannot answer about %s (%s): it is asked again in the next pass", n.host, what, said)
 }

@@ -72,7 +72,7 @@ func TestTags(t *testing.T) {
 		{name: "other JSON is no list", odd: answer(200, "application/json", `{"status":"ok"}`), reason: updater.RegistryUnavailable, says: "no list", requests: 1},
 		{name: "a page that fails fails the list", odd: pages(next(`<?next_page=opaque%%3D%%3D%d>; rel="next"`, 2), three[0], `{"tags":[`), reason: updater.RegistryUnavailable, says: "no list", requests: 2},
 		{name: "a page beyond its bytes is no list", odd: answer(200, "application/json", `{"tags":["`+strings.Repeat("x", pageLimit)+`"]}`), reason: updater.RegistryUnavailable, says: "longer than", requests: 1},
-		{name: "404 for a repository that is not there is not found", odd: answer(404, "application/json", `{"errors":[{"code":"NAME_UNKNOWN"}]}`), reason: updater.NotFound, says: "NAME_UNKNOWN", requests: 1},
+		{name: "404 for a repository that is not there is not found", odd: answer(404, "application/json", `{"errors":[{"code":"NAME_UNKNOWN"}]}`), reason: updater.NotFound, says: " has no tags of ", requests: 1},
 		{name: "404 for a repository that can be pulled means that listing is not allowed", odd: answer(404, "application/json", `{"errors":[{"code":"NAME_UNKNOWN"}]}`), resolved: true, reason: updater.Unauthorized, says: "not list", requests: 1},
 		{name: "403 is unauthorized", odd: answer(403, "application/json", `{"errors":[{"code":"DENIED"}]}`), reason: updater.Unauthorized, says: "DENIED", requests: 1},
 	}
