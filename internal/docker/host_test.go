@@ -428,6 +428,37 @@ func TestPreviousImages(t *testing.T) {
 	}
 }
 
+func TestPreviousImagesOfOtherTags(t *testing.T) {
+	r := newRig(t)
+	h := r.backend(t)
+	tags := []string{"1.1", "1.2", "1.3", "1.4", "1.5"}
+	r.image(t, tags[0], command("serve", "0"))
+	r.pull(t, tags[0])
+	r.run(t, "app", r.repo+":"+tags[0], nil)
+	ids := []string{r.local(t, tags[0])}
+	for i, keep := range []int{1, 1, 1, 0} {
+		c := r.change("app", tags[i], tags[i+1], r.image(t, tags[i+1], command("serve", fmt.Sprint(i+1))))
+		c.ID, c.Settings.Keep = fmt.Sprint("change-", i), keep
+		c.Since = time.Unix(int64(1000+i), 0)
+		require.NoError(t, r.apply(t, h, &c))
+		require.NoError(t, h.Commit(t.Context(), c))
+		ids = append(ids, r.local(t, tags[i+1]))
+		switch i {
+		case 0: // somebody has a container of 1.1, and a name of their own for 1.2
+			r.run(t, "other", r.repo+":"+tags[0], nil)
+			require.NoError(t, r.cli.ImageTag(t.Context(), ids[1], r.repo+"-mine:1"))
+		case 2:
+			require.Equal(t, ids[2], r.local(t, tags[2]), "the one to go back to is kept")
+		}
+	}
+	for i, id := range ids {
+		_, err := r.cli.ImageInspect(t.Context(), id)
+		require.Equal(t, i == 2 || i == 3, cerrdefs.IsNotFound(err), "image %s: %v", tags[i], err)
+	}
+	require.Equal(t, ids[0], r.local(t, tags[0]), "its tag too")
+	require.Equal(t, ids[1], r.local(t, tags[1]), "its tag too")
+}
+
 func TestObserve(t *testing.T) {
 	r := newRig(t)
 	h := r.backend(t)

@@ -108,16 +108,27 @@ func (h *Host) untag(ctx context.Context, ref string) error {
 	return nil
 }
 
-// drop removes the image with this id if nothing uses it any more: no tag and
-// no container in any state. Digests alone do not keep it; the containerd store
-// lists one that an image was pulled by among its tags.
-func (h *Host) drop(ctx context.Context, id string) error {
+// drop removes the image with this id if nothing uses it any more: no container
+// in any state, and no tag but those of the given repositories. Digests alone do
+// not keep it; the containerd store lists one that an image was pulled by among
+// its tags.
+func (h *Host) drop(ctx context.Context, id string, repositories ...string) error {
 	img, err := h.imageOf(ctx, id)
 	if err != nil || img == nil {
 		return err
 	}
+	// The tag of a change that is creating its container from it stays.
+	tags := slices.Compact(slices.Sorted(slices.Values(img.RepoTags)))
+	for _, t := range tags {
+		if tag, err := localTag(t); err == nil && tag != "" {
+			defer h.refs.lock(tag)()
+		}
+	}
+	if img, err = h.imageOf(ctx, id); err != nil || img == nil {
+		return err
+	}
 	refs := slices.Concat(img.RepoTags, img.RepoDigests)
-	if slices.ContainsFunc(refs, func(ref string) bool { return !strings.Contains(ref, "@") }) {
+	if !slices.Equal(tags, slices.Compact(slices.Sorted(slices.Values(img.RepoTags)))) || keptByTag(refs, repositories) {
 		return nil
 	}
 	all, err := h.list(ctx)
@@ -142,8 +153,40 @@ func (h *Host) drop(ctx context.Context, id string) error {
 	return nil
 }
 
+// keptByTag reports whether one of an image's references is a tag of another
+// repository than these.
+func keptByTag(refs, repositories []string) bool {
+	return slices.ContainsFunc(refs, func(ref string) bool {
+		return !strings.Contains(ref, "@") && !slices.Contains(repositories, repositoryOf(ref))
+	})
+}
+
+// repositoryOf is the whole name of ref's repository; "" if ref is no reference.
+func repositoryOf(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ""
+	}
+	return named.Name()
+}
+
+// repositoriesOf are those of the images that a change goes from and to.
+func repositoriesOf(c updater.Change) []string {
+	var names []string
+	for _, p := range c.Parts {
+		for _, ref := range []string{p.From.Ref, p.To.Ref} {
+			if name := repositoryOf(ref); name != "" {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
 // keepPrevious brings the previous images of a workload down to the number
-// that the settings keep, oldest first.
+// that the settings keep, oldest first. Where the policy chooses tags, each
+// version has one of its own, which goes with its image; tags of repositories
+// that are not the workload's keep theirs.
 func (h *Host) keepPrevious(ctx context.Context, c updater.Change, o origin) error {
 	keep := c.Settings.Keep
 	if keep == updater.KeepAll {
@@ -154,19 +197,19 @@ func (h *Host) keepPrevious(ctx context.Context, c updater.Change, o origin) err
 		return err
 	}
 	for _, t := range tags[:max(len(tags)-keep, 0)] {
-		if err := h.release(ctx, t); err != nil {
+		if err := h.release(ctx, t, repositoriesOf(c)); err != nil {
 			return err
 		}
 	}
 	if keep == 0 {
-		return h.drop(ctx, o.Image)
+		return h.drop(ctx, o.Image, repositoriesOf(c)...)
 	}
 	return nil
 }
 
 // release takes our tag off an image, and removes the image if that was all
 // that kept it.
-func (h *Host) release(ctx context.Context, t imageTag) error {
+func (h *Host) release(ctx context.Context, t imageTag, repositories []string) error {
 	err := h.untag(ctx, t.name)
 	if cerrdefs.IsConflict(err) {
 		return nil // a container uses it by this tag alone: next time
@@ -174,7 +217,7 @@ func (h *Host) release(ctx context.Context, t imageTag) error {
 	if err != nil {
 		return err
 	}
-	return h.drop(ctx, t.id)
+	return h.drop(ctx, t.id, repositories...)
 }
 
 // imageTag is a tag and the image that it stands for.

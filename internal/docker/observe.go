@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -56,6 +57,9 @@ func (h *Host) Observe(ctx context.Context, c updater.Change, s updater.Side) (u
 			}
 		}
 	}
+	if s == updater.NewSide && seen.Fault == "" && stoppedByHand(b, h.isPodman()) {
+		seen.Fault, seen.Blame = "somebody stopped it (docker stop) while it was being judged", updater.Unclear
+	}
 	if p := c.Settings.Health.Probe; p != "" && seen.Running && !seen.Paused {
 		if seen.Probe, err = h.probe(ctx, b, p); err != nil {
 			return updater.Observation{}, err
@@ -99,6 +103,21 @@ func observation(b *box) updater.Observation {
 		seen.Fault, seen.Blame = st.Error, blame(st.Error)
 	}
 	return seen
+}
+
+// stoppedByHand reports whether a person must have stopped a container: it
+// ended by SIGTERM, or it stays stopped although its policy has the engine start
+// it again whatever it ends with. The policy tells nothing on Podman, which
+// shows a container as exited before it starts it again.
+func stoppedByHand(b *box, podman bool) bool {
+	if !b.started() || b.running() || b.State.Error != "" || b.State.OOMKilled {
+		return false
+	}
+	if b.State.ExitCode == 128+int(syscall.SIGTERM) {
+		return true
+	}
+	p := b.HostConfig.RestartPolicy
+	return !podman && (p.IsAlways() || p.IsUnlessStopped())
 }
 
 // restartsSince leaves out the restarts of the original's life before. The

@@ -46,7 +46,7 @@ func (h *Host) Plan(ctx context.Context, c *updater.Change) error {
 		return fmt.Errorf("container %s has gone since it was listed: %w", name, updater.ErrSuperseded)
 	case !old.State.Running || old.State.Paused || old.State.Restarting:
 		return &updater.Refusal{
-			Reason: updater.NotRunning, Detail: fmt.Sprintf("it is %s: start it to have it updated", old.State.Status),
+			Reason: updater.NotRunning, Detail: notRunning(old.State.Status),
 		}
 	}
 	if err := h.itself(ctx, old); err != nil {
@@ -214,9 +214,13 @@ func (h *Host) needed(ctx context.Context, b *box) error {
 		}
 	}
 	if names := dependents(b.ID, b.name(), raws); len(names) > 0 {
+		verb := "use"
+		if len(names) == 1 {
+			verb = "uses"
+		}
 		return &updater.Refusal{
 			Reason: updater.Unsupported,
-			Detail: fmt.Sprintf("%s use its namespaces, volumes or links, and containers that belong together cannot be replaced yet: update them by hand", strings.Join(names, ", ")),
+			Detail: fmt.Sprintf("%s %s its namespaces, volumes or links, and containers that belong together cannot be replaced yet: update them by hand", strings.Join(names, ", "), verb),
 		}
 	}
 	return nil

@@ -46,6 +46,66 @@ func TestBlameOfAnEnginesStartErrors(t *testing.T) {
 	}
 }
 
+func TestWhoStoppedANewContainer(t *testing.T) {
+	const began = "2026-01-02T03:04:05Z"
+	for name, row := range map[string]struct {
+		policy container.RestartPolicyMode
+		state  container.State
+		podman bool
+		want   bool
+	}{
+		"it ended though it is always restarted":          {"always", container.State{StartedAt: began}, false, true},
+		"it ended badly though it is always restarted":    {"always", container.State{StartedAt: began, ExitCode: 1}, false, true},
+		"it ended though it restarts unless stopped":      {"unless-stopped", container.State{StartedAt: began, ExitCode: 137}, false, true},
+		"it was ended by SIGTERM, and nobody starts it":   {"no", container.State{StartedAt: began, ExitCode: 143}, false, true},
+		"it was ended by SIGTERM on Podman":               {"always", container.State{StartedAt: began, ExitCode: 143}, true, true},
+		"it ended, and nobody starts it":                  {"no", container.State{StartedAt: began, ExitCode: 1}, false, false},
+		"it ended too often":                              {"on-failure", container.State{StartedAt: began, ExitCode: 1}, false, false},
+		"it waits for its next start":                     {"always", container.State{StartedAt: began, ExitCode: 1, Running: true, Restarting: true}, false, false},
+		"it runs":                                         {"always", container.State{StartedAt: began, Running: true}, false, false},
+		"it could not be started":                         {"always", container.State{StartedAt: began, ExitCode: 127, Error: "no such file"}, false, false},
+		"it wanted memory":                                {"always", container.State{StartedAt: began, ExitCode: 137, OOMKilled: true}, false, false},
+		"it was never started":                            {"always", container.State{StartedAt: "0001-01-01T00:00:00Z"}, false, false},
+		"it ended on Podman, which starts it in a moment": {"always", container.State{StartedAt: began, ExitCode: 1}, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &box{InspectResponse: container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{
+				State: &row.state, HostConfig: &container.HostConfig{RestartPolicy: container.RestartPolicy{Name: row.policy}},
+			}}}
+			require.Equal(t, row.want, stoppedByHand(b, row.podman))
+		})
+	}
+}
+
+func TestWhichTagsKeepAnImage(t *testing.T) {
+	change := updater.Change{Parts: []updater.Part{{
+		From: updater.Image{Ref: "web:1.1"}, To: updater.Image{Ref: "docker.io/library/web:1.2@" + id1},
+	}}}
+	for name, row := range map[string]struct {
+		refs []string
+		want bool
+	}{
+		"no tag":                               {nil, false},
+		"digests":                              {[]string{"web@" + id1, "other/web@" + id1}, false},
+		"tags of the workload's repository":    {[]string{"web:1.1", "web:1", "web@" + id1}, false},
+		"a tag of another repository":          {[]string{"web:1.1", "mine:1.1"}, true},
+		"a tag of a repository below":          {[]string{"library/web/x:1"}, true},
+		"a tag of the like on another server":  {[]string{"ghcr.io/library/web:1.1"}, true},
+		"a previous image of another workload": {[]string{"web:1.1", previousRepository + "b:1"}, true},
+		"what is no reference":                 {[]string{"WEB::1"}, true},
+	} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, row.want, keptByTag(row.refs, repositoriesOf(change))) })
+	}
+	require.True(t, keptByTag([]string{"web:1.1"}, nil), "a rejected image is kept by any tag")
+}
+
+func TestWhatToDoAboutAContainerThatDoesNotRun(t *testing.T) {
+	require.Equal(t, "it is paused: unpause it (docker unpause) to have it updated", notRunning(container.StatePaused))
+	require.Contains(t, notRunning(container.StateRestarting), "it is restarting: ")
+	require.Equal(t, "it is exited: start it to have it updated", notRunning(container.StateExited))
+	require.Equal(t, "it is created: start it to have it updated", notRunning(container.StateCreated))
+}
+
 func TestErrorsInsideAPullStream(t *testing.T) {
 	platform := updater.Platform{OS: "linux", Architecture: "amd64"}
 	for name, row := range map[string]struct {

@@ -215,10 +215,21 @@ func skip(c container.Summary, ref string, tag *image.InspectResponse) *updater.
 	if c.State != container.StateRunning {
 		return &updater.Refusal{
 			Reason: updater.NotRunning,
-			Detail: fmt.Sprintf("it is %s: start it to have it updated", c.State),
+			Detail: notRunning(c.State),
 		}
 	}
 	return nil
+}
+
+// notRunning says what a person has to do about a container in this state.
+func notRunning(state container.ContainerState) string {
+	switch state {
+	case container.StatePaused:
+		return "it is paused: unpause it (docker unpause) to have it updated"
+	case container.StateRestarting:
+		return "it is restarting: mend what ends it (docker logs) to have it updated"
+	}
+	return fmt.Sprintf("it is %s: start it to have it updated", state)
 }
 
 // manager names the controller that owns a container with these labels; ""
