@@ -46,7 +46,8 @@ func TestSettingsDecide(t *testing.T) {
 		{name: "watched by a rule", config: labelled + "rules: [{match: {name: \"web-*\"}, enable: true, mode: hold}]\n", reason: "held"},
 		{name: "not watched", config: labelled, rows: -1},
 		{name: "unwatched by a label", labels: map[string]string{"enable": "false"}, rows: -1},
-		{name: "depends on itself", labels: map[string]string{"depends-on": "NAME"}, reason: "update"},
+		{name: "depends on itself", labels: map[string]string{"depends-on": "NAME"}, reason: "invalid-settings", detail: "depends on itself", code: 1},
+		{name: "depends on what is not there", labels: map[string]string{"depends-on": "nobody"}, reason: "invalid-settings", detail: "nobody", code: 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
