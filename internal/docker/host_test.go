@@ -77,6 +77,10 @@ func TestBadDays(t *testing.T) {
 		c := r.begin(t, "port", command("exit", "1"), publish)
 		before := r.look(t, "port")
 		require.NoError(t, r.apply(t, h, &c))
+		require.Eventually(t, func() bool { // it lets go of the port when it has exited
+			now, err := r.cli.ContainerInspect(t.Context(), r.name("port"))
+			return err == nil && !now.State.Running
+		}, 10*time.Second, 20*time.Millisecond)
 		r.run(t, "thief", r.repo+":port", func(cc *container.Config, hc *container.HostConfig) {
 			cc.Cmd = []string{"serve"}
 			publish(cc, hc)
