@@ -77,6 +77,35 @@ func TestWhoStoppedANewContainer(t *testing.T) {
 	}
 }
 
+// TestWhatACrashAfterTheStartLeaves: a new container that stopped by itself
+// before its start was known speaks against its image, any other does not.
+func TestWhatACrashAfterTheStartLeaves(t *testing.T) {
+	const began = "2026-01-02T03:04:05Z"
+	for name, row := range map[string]struct {
+		policy container.RestartPolicyMode
+		state  container.State
+		want   bool
+	}{
+		"it ended badly, and nobody starts it":    {"no", container.State{StartedAt: began, ExitCode: 1}, true},
+		"it ended too often":                      {"on-failure", container.State{StartedAt: began, ExitCode: 3}, true},
+		"it ended well, or an engine asked it to": {"no", container.State{StartedAt: began}, false},
+		"it was killed":                           {"no", container.State{StartedAt: began, ExitCode: 137}, false},
+		"it was ended by SIGTERM":                 {"no", container.State{StartedAt: began, ExitCode: 143}, false},
+		"the engine lost it":                      {"no", container.State{StartedAt: began, ExitCode: 255}, false},
+		"it lies though it is always restarted":   {"always", container.State{StartedAt: began, ExitCode: 1}, false},
+		"the engine could not start it":           {"no", container.State{StartedAt: began, ExitCode: 127, Error: "port is already allocated"}, false},
+		"it waits for its next start":             {"on-failure", container.State{StartedAt: began, ExitCode: 1, Running: true, Restarting: true}, false},
+		"it was never started":                    {"no", container.State{StartedAt: "0001-01-01T00:00:00Z", ExitCode: 1}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &box{InspectResponse: container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{
+				State: &row.state, HostConfig: &container.HostConfig{RestartPolicy: container.RestartPolicy{Name: row.policy}},
+			}}}
+			require.Equal(t, row.want, endedByItself(b, false))
+		})
+	}
+}
+
 func TestWhichTagsKeepAnImage(t *testing.T) {
 	change := updater.Change{Parts: []updater.Part{{
 		From: updater.Image{Ref: "web:1.1"}, To: updater.Image{Ref: "docker.io/library/web:1.2@" + id1},

@@ -63,7 +63,7 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 			if b.old == nil {
 				return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it after the change was broken off (docker container prune?)", o.Name)
 			}
-			if n := b.new; n != nil && n.started() && endedByItself(n) {
+			if n := b.new; n != nil && endedByItself(n, h.isPodman()) {
 				// The phase in the journal is that of going forward, so nobody
 				// stopped it: it ended between its start and a crash of ours.
 				return updater.Applied{}, &updater.Fault{Verdict: updater.Bad,
@@ -427,13 +427,13 @@ func isGone(err error) bool {
 }
 
 // endedByItself: it has stopped, with a code that no engine gives a container it
-// stops or loses.
-func endedByItself(b *box) bool {
+// stops or loses, and under a policy that lets it lie.
+func endedByItself(b *box, podman bool) bool {
 	switch b.State.ExitCode {
 	case 0, 137, 143, 255:
 		return false
 	}
-	return !b.running() && b.State.Error == ""
+	return b.started() && !b.running() && b.State.Error == "" && !stoppedByHand(b, podman)
 }
 
 // waitGone waits until a removal that somebody else began is over.

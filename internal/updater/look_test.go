@@ -19,6 +19,7 @@ type registry struct {
 	images  map[string]Image    // by digest
 	err     error               // of every question
 	asked   []string
+	lying   bool // it names digests that it does not have
 }
 
 func (r *registry) Tags(_ context.Context, ref string) ([]string, error) {
@@ -38,6 +39,9 @@ func (r *registry) Resolve(_ context.Context, ref string) (string, error) {
 func (r *registry) Image(_ context.Context, ref, digest string, p Platform) (Image, error) {
 	r.asked = append(r.asked, "image of "+ref+"@"+digest)
 	img, ok := r.images[digest]
+	if r.lying {
+		return Image{}, &Refusal{Reason: NotFound, Detail: digest + " is not there"}
+	}
 	if !ok {
 		return Image{}, &Refusal{Reason: PlatformMissing, Detail: fmt.Sprintf("%s has no image for %s", ref, p)}
 	}
@@ -106,6 +110,8 @@ func TestLook(t *testing.T) {
 		{name: "what cannot be replaced has a candidate all the same", image: "web:1.1", skip: Unsupported, ref: "web:1.1", digest: digestB},
 
 		{name: "a tag that is not there is not found", image: "web:3", reason: NotFound},
+		{name: "a registry that does not have the digest it names is not in order", image: "web:1.1", registry: func(r *registry) { r.lying = true },
+			ref: "web:1.1", digest: digestB, reason: RegistryUnavailable},
 		{name: "a registry that cannot be asked is unavailable", image: "web:1.0", registry: func(r *registry) { r.err = errors.New("connection refused") }, reason: RegistryUnavailable},
 		{name: "a tag list that cannot be had is unavailable", image: "web:1.0", settings: Settings{Policy: policy.Spec{Policy: "minor"}}, registry: func(r *registry) { r.err = errors.New("unexpected EOF") }, reason: RegistryUnavailable},
 		{name: "a registry's refusal keeps its reason, wrapped or not", image: "web:1.0", registry: func(r *registry) {
