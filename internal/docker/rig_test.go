@@ -96,6 +96,8 @@ type rig struct {
 	prefix string // of all names of this run
 	repo   string // of the images
 	base   v1.Image
+
+	mu     sync.Mutex          // tests that run side by side share a rig
 	images map[string]v1.Image // by tag
 
 	// fail decides, for every call that changes something, what becomes of it.
@@ -192,6 +194,8 @@ func (r *rig) image(t *testing.T, tag string, edit func(*v1.Config)) string {
 	r.push(t, tag, img)
 	d, err := img.Digest()
 	require.NoError(t, err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.images[tag] = img
 	return d.String()
 }
