@@ -76,6 +76,18 @@ type Health struct {
 	Timeout time.Duration `json:"timeout"`
 	// Stable is how long it must then stay healthy.
 	Stable time.Duration `json:"stable"`
+	// Test is run once beside a part that is healthy, before the gate passes.
+	Test Test `json:"test,omitzero"`
+}
+
+// Test is a program in an image of its own that looks at an updated workload
+// from outside, over its networks. It passes with exit code 0. The zero Test is
+// none.
+type Test struct {
+	Image string `json:"image,omitempty"`
+	// Command replaces the image's own; empty keeps that.
+	Command []string      `json:"command,omitempty"`
+	Timeout time.Duration `json:"timeout,omitempty"`
 }
 
 // Hook is a command run in the workload's container. The zero Hook is none.
