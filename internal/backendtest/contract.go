@@ -56,13 +56,18 @@ type contract struct{ Harness }
 
 func (c contract) plan(t *testing.T, b updater.Backend, ch updater.Change) updater.Change {
 	t.Helper()
-	require.NoError(t, b.Plan(t.Context(), &ch))
+	require.NoError(t, b.Plan(t.Context(), &ch, alone))
 	require.NotEmpty(t, ch.Origin)
-	require.True(t, ch.Healthy, "it was healthy before")
+	require.True(t, ch.Parts[0].Healthy, "it was healthy before")
 	return ch
 }
 
 func quiet(updater.Progress) {}
+
+// alone lets nothing move along.
+func alone(workload string) (updater.Settings, error) {
+	return updater.Settings{}, fmt.Errorf("nobody asked for %s", workload)
+}
 
 // until looks at a side until ok says so.
 func until(t *testing.T, b updater.Backend, ch updater.Change, s updater.Side, what string, ok func(updater.Observation) bool) {
@@ -70,7 +75,7 @@ func until(t *testing.T, b updater.Backend, ch updater.Change, s updater.Side, w
 	var o updater.Observation
 	require.Eventually(t, func() bool {
 		var err error
-		o, err = b.Observe(context.Background(), ch, s)
+		o, err = b.Observe(context.Background(), ch, 0, s)
 		return err == nil && ok(o)
 	}, 30*time.Second, 20*time.Millisecond, "%s: last seen %+v", what, &o)
 }

@@ -42,19 +42,25 @@ func journalChange(id string, at time.Time) updater.Change {
 	return updater.Change{
 		ID: id, Backend: "local", Unit: "local/" + id,
 		Parts: []updater.Part{
-			{Workload: "local/" + id, From: image("1"), To: image("2"), Replace: true},
-			{Workload: "local/" + id + "-sidecar", From: image("1"), To: image("1")},
+			{
+				Workload: "local/" + id, From: image("1"), To: image("2"), Replace: true, Healthy: true,
+				Settings: updater.Settings{
+					Enabled: true, Mode: updater.ModeUpdate, Pin: updater.PinFollow,
+					DependsOn: []string{"local/db"}, Keep: updater.KeepAll,
+					Health: updater.Health{
+						Probe: "http://:8080/", Timeout: time.Minute, Stable: 10 * time.Second,
+						Test: updater.Test{Image: "smoke:1", Command: []string{"/smoke"}, Timeout: time.Minute},
+					},
+					PreUpdate: updater.Hook{Command: []string{"backup", "--all"}, Timeout: time.Minute},
+				},
+			},
+			{Workload: "local/" + id + "-sidecar", From: image("1"), To: image("1"), Idle: true},
 		},
-		Settings: updater.Settings{
-			Enabled: true, Mode: updater.ModeUpdate, Pin: updater.PinFollow,
-			DependsOn: []string{"local/db"}, Keep: updater.KeepAll,
-			Health:    updater.Health{Probe: "http://:8080/", Timeout: time.Minute, Stable: 10 * time.Second},
-			PreUpdate: updater.Hook{Command: []string{"backup", "--all"}, Timeout: time.Minute},
-		},
+		Alone: true, Culprit: "local/" + id,
 		Origin: json.RawMessage(`{"id":"abc","name":"/web <&>"}`),
 		Mark:   json.RawMessage(`["def"]`),
-		Phase:  updater.Applying, Healthy: true,
-		Since: at, Gap: 30 * time.Millisecond,
+		Phase:  updater.Applying,
+		Since:  at, Gap: 30 * time.Millisecond,
 	}
 }
 

@@ -277,7 +277,7 @@ func (p *Process) Workloads(context.Context) ([]updater.Workload, error) {
 func (p *Process) name(c updater.Change) string { return strings.TrimPrefix(c.Unit, p.ID+"/") }
 
 // Plan records what is there.
-func (p *Process) Plan(_ context.Context, c *updater.Change) error {
+func (p *Process) Plan(_ context.Context, c *updater.Change, _ func(string) (updater.Settings, error)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.ask(); err != nil {
@@ -288,7 +288,7 @@ func (p *Process) Plan(_ context.Context, c *updater.Change) error {
 		return &updater.Refusal{Reason: updater.Unsupported, Detail: "it has gone"}
 	}
 	c.Origin, _ = json.Marshal(origin{b.ID, b.Name, b.Config, b.Restart, b.Ref, b.Digest})
-	c.Healthy = b.Running && p.images[b.Digest] != Unhealthy
+	c.Parts[0].Healthy = b.Running && p.images[b.Digest] != Unhealthy
 	return nil
 }
 
@@ -414,7 +414,7 @@ func (p *Process) Apply(ctx context.Context, c updater.Change) (updater.Applied,
 }
 
 // Observe tells what the image does by now.
-func (p *Process) Observe(_ context.Context, c updater.Change, side updater.Side) (updater.Observation, error) {
+func (p *Process) Observe(_ context.Context, c updater.Change, _ int, side updater.Side) (updater.Observation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.ask(); err != nil {
@@ -466,7 +466,7 @@ func (p *Process) Observe(_ context.Context, c updater.Change, side updater.Side
 }
 
 // Exec succeeds for every command but "false", and "sleep" takes an hour.
-func (p *Process) Exec(ctx context.Context, _ updater.Change, side updater.Side, h updater.Hook) (updater.Result, error) {
+func (p *Process) Exec(ctx context.Context, _ updater.Change, _ int, side updater.Side, h updater.Hook) (updater.Result, error) {
 	p.mu.Lock()
 	err := p.ask()
 	if err == nil {
@@ -492,6 +492,12 @@ func (p *Process) Exec(ctx context.Context, _ updater.Change, side updater.Side,
 		}
 	}
 	return updater.Result{}, nil
+}
+
+// Test passes unless its command is "false".
+func (p *Process) Test(ctx context.Context, c updater.Change, part int) (updater.Result, error) {
+	t := c.Parts[part].Settings.Health.Test
+	return p.Exec(ctx, c, part, updater.NewSide, updater.Hook{Command: append([]string{t.Image}, t.Command...), Timeout: t.Timeout})
 }
 
 // Commit removes the old.
@@ -593,14 +599,14 @@ func (p *Process) Traces(_ context.Context, known map[string]bool) ([]updater.Ch
 		name := strings.TrimSuffix(strings.TrimSuffix(b.Name, newSuffix), oldSuffix)
 		o := origin{old.ID, name, old.Config, b.Restart, old.Ref, old.Digest}
 		c := updater.Change{ID: b.Change, Backend: p.ID, Unit: p.ID + "/" + name, Phase: updater.Restoring,
-			Disturbed: true, Healthy: true, Since: time.Now(), Why: "its record was lost",
-			Parts: []updater.Part{{Workload: p.ID + "/" + name, Replace: true,
+			Disturbed: true, Since: time.Now(), Why: "its record was lost",
+			Parts: []updater.Part{{Workload: p.ID + "/" + name, Replace: true, Healthy: true,
 				From: updater.Image{Ref: old.Ref, Digest: old.Digest}, To: updater.Image{Ref: b.Ref, Digest: b.Digest}}}}
 		if b.Name == name {
 			c.Phase = updater.Judging
 		}
 		c.Origin, _ = json.Marshal(o)
-		c.Settings.Health.Stable = 10 * time.Second
+		c.Parts[0].Settings.Health.Stable = 10 * time.Second
 		found = append(found, c)
 	}
 	return found, nil

@@ -42,7 +42,7 @@ func (p *process) goOn(t *testing.T, good bool) error {
 			}
 			c.Mark, c.Gap, c.Phase = applied.Mark, applied.Gap, updater.Judging
 		case updater.Judging:
-			o, err := p.host.Observe(ctx, c, updater.NewSide)
+			o, err := p.host.Observe(ctx, c, 0, updater.NewSide)
 			if err != nil {
 				return err
 			}
@@ -149,7 +149,7 @@ func (r *rig) crash(t *testing.T, k crash) (ended bool) {
 	c := r.change(name, "app", "app", k.digest)
 	c.ID = fmt.Sprintf("%s-%v-%v-%d", k.policy, k.good, k.lost, k.n)
 	first := &process{rig: r, host: r.backend(t), journal: &c}
-	require.NoError(t, first.host.Plan(t.Context(), first.journal))
+	require.NoError(t, first.host.Plan(t.Context(), first.journal, nil))
 
 	died := r.crashAt(k.n, true)
 	err := first.goOn(t, k.good)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,7 +43,7 @@ func (r *rig) begin(t *testing.T, name string, to func(*v1.Config), edit func(*c
 // apply takes a change as far as its new side being accepted.
 func (r *rig) apply(t *testing.T, h *Host, c *updater.Change) error {
 	t.Helper()
-	require.NoError(t, h.Plan(t.Context(), c))
+	require.NoError(t, h.Plan(t.Context(), c, nil))
 	if err := h.Prepare(t.Context(), *c, quiet); err != nil {
 		return err
 	}
@@ -103,7 +104,7 @@ func TestBadDays(t *testing.T) {
 		defer l.Close()
 		_, busy, _ := net.SplitHostPort(l.Addr().String())
 		c := r.begin(t, "port2", command("serve"), nil)
-		require.NoError(t, h.Plan(t.Context(), &c))
+		require.NoError(t, h.Plan(t.Context(), &c, nil))
 		require.NoError(t, h.Prepare(t.Context(), c, quiet))
 		// The original never had the port, so only the new one meets it.
 		created, err := r.cli.ContainerInspect(t.Context(), r.name("port2")+suffixNew)
@@ -160,14 +161,14 @@ func TestBadDays(t *testing.T) {
 	t.Run("the name with .updaterd-old is taken: refused before anything happens", func(t *testing.T) {
 		c := r.begin(t, "named", command("serve"), nil)
 		r.run(t, "named"+suffixOld, r.repo+":named", nil)
-		err := h.Plan(t.Context(), &c)
+		err := h.Plan(t.Context(), &c, nil)
 		refused(t, err, updater.Unsupported, r.name("named")+suffixOld)
 		r.remove(t, r.name("named")+suffixOld)
 	})
 
 	t.Run("somebody stops the original between prepare and apply", func(t *testing.T) {
 		c := r.begin(t, "stopped", command("serve"), nil)
-		require.NoError(t, h.Plan(t.Context(), &c))
+		require.NoError(t, h.Plan(t.Context(), &c, nil))
 		require.NoError(t, h.Prepare(t.Context(), c, quiet))
 		require.NoError(t, r.cli.ContainerStop(t.Context(), r.name("stopped"), container.StopOptions{}))
 		c.Phase, c.Disturbed = updater.Applying, true
@@ -188,7 +189,7 @@ func TestBadDays(t *testing.T) {
 			"policy": {RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyAlways}},
 		} {
 			c := r.begin(t, "changed"+what, command("serve"), nil)
-			require.NoError(t, h.Plan(t.Context(), &c))
+			require.NoError(t, h.Plan(t.Context(), &c, nil))
 			require.NoError(t, h.Prepare(t.Context(), c, quiet))
 			_, err := r.cli.ContainerUpdate(t.Context(), r.name("changed"+what), update)
 			require.NoError(t, err)
@@ -207,7 +208,7 @@ func TestBadDays(t *testing.T) {
 	t.Run("the new one is pruned before the swap", func(t *testing.T) {
 		c := r.begin(t, "unprepared", command("serve"), nil)
 		before := r.look(t, "unprepared")
-		require.NoError(t, h.Plan(t.Context(), &c))
+		require.NoError(t, h.Plan(t.Context(), &c, nil))
 		require.NoError(t, h.Prepare(t.Context(), c, quiet))
 		r.remove(t, r.name("unprepared")+suffixNew)
 		c.Phase, c.Disturbed = updater.Applying, true
@@ -251,7 +252,7 @@ func TestBadDays(t *testing.T) {
 
 	t.Run("another installation leaves a live change alone", func(t *testing.T) {
 		c := r.begin(t, "mine", command("serve"), nil)
-		require.NoError(t, h.Plan(t.Context(), &c))
+		require.NoError(t, h.Plan(t.Context(), &c, nil))
 		require.NoError(t, h.Prepare(t.Context(), c, quiet))
 		other := r.backendOf(t, "you")
 		found, err := other.Traces(t.Context(), nil)
@@ -259,7 +260,7 @@ func TestBadDays(t *testing.T) {
 		require.Empty(t, found)
 		theirs := r.change("mine", "mine", "mine", c.Parts[0].To.Digest)
 		theirs.ID += "-theirs"
-		refused(t, other.Plan(t.Context(), &theirs), updater.InProgress, "me")
+		refused(t, other.Plan(t.Context(), &theirs, nil), updater.InProgress, "me")
 		c.Phase, c.Disturbed = updater.Applying, true
 		_, err = h.Apply(t.Context(), c)
 		require.NoError(t, err)
@@ -287,7 +288,7 @@ func TestBadDays(t *testing.T) {
 		require.NoError(t, err)
 		c.Parts[0].To.Digest = d.String()
 		before := r.look(t, "arch")
-		require.NoError(t, h.Plan(t.Context(), &c))
+		require.NoError(t, h.Plan(t.Context(), &c, nil))
 		refused(t, h.Prepare(t.Context(), c, quiet), updater.PlatformMissing, "")
 		_, err = r.restore(t, h, c)
 		require.NoError(t, err)
@@ -305,7 +306,7 @@ func TestBadDays(t *testing.T) {
 		require.NoError(t, err)
 		c.Parts[0].To.Digest = d.String()
 		before, tag := r.look(t, "same"), r.local(t, "same")
-		require.NoError(t, h.Plan(t.Context(), &c))
+		require.NoError(t, h.Plan(t.Context(), &c, nil))
 		require.ErrorIs(t, h.Prepare(t.Context(), c, quiet), updater.ErrSame)
 		_, err = r.restore(t, h, c)
 		require.NoError(t, err)
@@ -317,14 +318,14 @@ func TestBadDays(t *testing.T) {
 	t.Run("the registry has gone", func(t *testing.T) {
 		c := r.begin(t, "noregistry", command("serve"), nil)
 		c.Parts[0].To.Ref = "127.0.0.1:1/" + r.prefix + ":x"
-		require.NoError(t, h.Plan(t.Context(), &c))
+		require.NoError(t, h.Plan(t.Context(), &c, nil))
 		err := h.Prepare(t.Context(), c, quiet)
 		require.ErrorContains(t, err, "127.0.0.1:1")
 	})
 
 	t.Run("a pull is broken off", func(t *testing.T) {
 		c := r.begin(t, "brokenoff", command("serve"), nil)
-		require.NoError(t, h.Plan(t.Context(), &c))
+		require.NoError(t, h.Plan(t.Context(), &c, nil))
 		ctx, cancel := context.WithCancel(t.Context())
 		err := h.Prepare(ctx, c, func(updater.Progress) { cancel() })
 		require.ErrorIs(t, err, context.Canceled)
@@ -417,7 +418,7 @@ func TestPreviousImages(t *testing.T) {
 	ids := []string{r.local(t, "app")}
 	for i, keep := range []int{1, 1, 2, updater.KeepAll, 0} {
 		c := r.change("app", "app", "app", r.image(t, "app", command("serve", fmt.Sprint(i+1))))
-		c.ID, c.Settings.Keep = fmt.Sprint("change-", i), keep
+		c.ID, c.Parts[0].Settings.Keep = fmt.Sprint("change-", i), keep
 		c.Since = time.Unix(int64(1000+i), 0)
 		require.NoError(t, r.apply(t, h, &c))
 		require.Greater(t, c.Gap, time.Duration(0))
@@ -442,7 +443,7 @@ func TestPreviousImagesOfOtherTags(t *testing.T) {
 	ids := []string{r.local(t, tags[0])}
 	for i, keep := range []int{1, 1, 1, 0} {
 		c := r.change("app", tags[i], tags[i+1], r.image(t, tags[i+1], command("serve", fmt.Sprint(i+1))))
-		c.ID, c.Settings.Keep = fmt.Sprint("change-", i), keep
+		c.ID, c.Parts[0].Settings.Keep = fmt.Sprint("change-", i), keep
 		c.Since = time.Unix(int64(1000+i), 0)
 		require.NoError(t, r.apply(t, h, &c))
 		require.NoError(t, h.Commit(t.Context(), c))
@@ -496,15 +497,15 @@ func TestObserve(t *testing.T) {
 			var o updater.Observation
 			require.Eventually(t, func() bool {
 				var err error
-				o, err = h.Observe(context.Background(), c, updater.NewSide)
+				o, err = h.Observe(context.Background(), c, 0, updater.NewSide)
 				return err == nil && row.seen(o) && strings.Contains(o.Logs, row.logs)
 			}, time.Minute, 50*time.Millisecond, "%+v", &o)
 			_, err := r.restore(t, h, c)
 			require.NoError(t, err)
-			o, err = h.Observe(t.Context(), c, updater.NewSide)
+			o, err = h.Observe(t.Context(), c, 0, updater.NewSide)
 			require.NoError(t, err)
 			require.True(t, o.Gone)
-			o, err = h.Observe(t.Context(), c, updater.OldSide)
+			o, err = h.Observe(t.Context(), c, 0, updater.OldSide)
 			require.NoError(t, err)
 			require.True(t, o.Running)
 			require.Zero(t, o.Restarts)
@@ -521,8 +522,8 @@ func TestHooksAndProbes(t *testing.T) {
 	}
 	c := r.begin(t, "probed", command("web"), onBridge)
 	require.Eventually(t, func() bool {
-		c.Settings.Health.Probe = "http://:8080/"
-		return h.Plan(context.Background(), &c) == nil
+		c.Parts[0].Settings.Health.Probe = "http://:8080/"
+		return h.Plan(context.Background(), &c, nil) == nil
 	}, 30*time.Second, 100*time.Millisecond, "it listens a moment after its start")
 
 	for probe, why := range map[string]string{
@@ -538,8 +539,9 @@ func TestHooksAndProbes(t *testing.T) {
 	} {
 		t.Run(probe, func(t *testing.T) {
 			p := c
-			p.Settings.Health.Probe = probe
-			err := h.Plan(t.Context(), &p)
+			p.Parts = slices.Clone(c.Parts)
+			p.Parts[0].Settings.Health.Probe = probe
+			err := h.Plan(t.Context(), &p, nil)
 			if why == "" && probe != "exec:/nope" {
 				require.NoError(t, err)
 				return
@@ -547,14 +549,14 @@ func TestHooksAndProbes(t *testing.T) {
 			refused(t, err, updater.Unsupported, why)
 		})
 	}
-	res, err := h.Exec(t.Context(), c, updater.OldSide, updater.Hook{Command: []string{"/app", "exit", "5"}, Timeout: 10 * time.Second})
+	res, err := h.Exec(t.Context(), c, 0, updater.OldSide, updater.Hook{Command: []string{"/app", "exit", "5"}, Timeout: 10 * time.Second})
 	require.NoError(t, err)
 	require.Equal(t, updater.Result{ExitCode: 5, Output: "exiting as told"}, res)
-	res, err = h.Exec(t.Context(), c, updater.OldSide, updater.Hook{Command: []string{"/app", "hang"}, Timeout: 500 * time.Millisecond})
+	res, err = h.Exec(t.Context(), c, 0, updater.OldSide, updater.Hook{Command: []string{"/app", "hang"}, Timeout: 500 * time.Millisecond})
 	require.NoError(t, err)
 	require.True(t, res.TimedOut)
 	require.Equal(t, "hanging as told", res.Output)
-	_, err = h.Exec(t.Context(), c, updater.NewSide, updater.Hook{Command: []string{"/app"}})
+	_, err = h.Exec(t.Context(), c, 0, updater.NewSide, updater.Hook{Command: []string{"/app"}})
 	require.Error(t, err, "there is no new side yet")
 }
 
@@ -565,16 +567,16 @@ func TestSettingsThatAreNotHonouredAreRefused(t *testing.T) {
 	for key, s := range map[string]updater.Settings{
 		"start-first": {StartFirst: true}, "include-stopped": {IncludeStopped: true}, "no-rollback": {NoRollback: true},
 	} {
-		c.Settings = s
-		refused(t, h.Plan(t.Context(), &c), updater.InvalidSettings, key)
+		c.Parts[0].Settings = s
+		refused(t, h.Plan(t.Context(), &c, nil), updater.InvalidSettings, key)
 	}
-	c.Settings = updater.Settings{}
+	c.Parts[0].Settings = updater.Settings{}
 	h.self = func() []string {
 		b, err := h.inspect(context.Background(), r.name("settings"))
 		require.NoError(t, err)
 		return []string{b.ID[:12]}
 	}
-	refused(t, h.Plan(t.Context(), &c), updater.Unsupported, "itself")
+	refused(t, h.Plan(t.Context(), &c, nil), updater.Unsupported, "itself")
 }
 
 // TestALookAtManyContainers counts what a look costs: one list, and one more
@@ -640,7 +642,7 @@ func TestAMovedTag(t *testing.T) {
 	}
 	require.True(t, found)
 	require.NoError(t, r.apply(t, h, &c), "it is swapped without a pull")
-	_, err = h.Observe(t.Context(), c, updater.NewSide)
+	_, err = h.Observe(t.Context(), c, 0, updater.NewSide)
 	require.False(t, errors.Is(err, updater.ErrSuperseded))
 	require.NoError(t, h.Commit(t.Context(), c))
 }

@@ -188,7 +188,7 @@ func repositoriesOf(c updater.Change) []string {
 // version has one of its own, which goes with its image; tags of repositories
 // that are not the workload's keep theirs.
 func (h *Host) keepPrevious(ctx context.Context, c updater.Change, o origin) error {
-	keep := c.Settings.Keep
+	keep := c.Parts[0].Settings.Keep
 	if keep == updater.KeepAll {
 		return nil
 	}

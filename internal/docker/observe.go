@@ -33,7 +33,7 @@ const (
 )
 
 // Observe implements updater.Backend.
-func (h *Host) Observe(ctx context.Context, c updater.Change, s updater.Side) (updater.Observation, error) {
+func (h *Host) Observe(ctx context.Context, c updater.Change, part int, s updater.Side) (updater.Observation, error) {
 	o, err := readOrigin(c)
 	if err != nil {
 		return updater.Observation{}, err
@@ -60,7 +60,7 @@ func (h *Host) Observe(ctx context.Context, c updater.Change, s updater.Side) (u
 	if s == updater.NewSide && seen.Fault == "" && stoppedByHand(b, h.isPodman()) {
 		seen.Fault, seen.Blame = "somebody stopped it (docker stop) while it was being judged", updater.Unclear
 	}
-	if p := c.Settings.Health.Probe; p != "" && seen.Running && !seen.Paused {
+	if p := c.Parts[0].Settings.Health.Probe; p != "" && seen.Running && !seen.Paused {
 		if seen.Probe, err = h.probe(ctx, b, p); err != nil {
 			return updater.Observation{}, err
 		}
@@ -86,6 +86,11 @@ func (h *Host) at(ctx context.Context, c updater.Change, o origin, s updater.Sid
 		return b.new, err
 	}
 	return b.old, err
+}
+
+// Test implements updater.Backend.
+func (h *Host) Test(context.Context, updater.Change, int) (updater.Result, error) {
+	return updater.Result{}, errors.New("health.test is not supported on a docker host yet")
 }
 
 // observation is what one inspect tells.
@@ -322,7 +327,7 @@ func splitCommand(s string) ([]string, error) {
 
 // Exec implements updater.Backend. A command that runs longer than its timeout
 // goes on running: an engine has no way to end one.
-func (h *Host) Exec(ctx context.Context, c updater.Change, s updater.Side, hook updater.Hook) (updater.Result, error) {
+func (h *Host) Exec(ctx context.Context, c updater.Change, part int, s updater.Side, hook updater.Hook) (updater.Result, error) {
 	o, err := readOrigin(c)
 	if err != nil {
 		return updater.Result{}, err

@@ -23,7 +23,7 @@ const mostSuspects = 200
 
 // Plan implements updater.Backend. On a Docker host a change is one container:
 // what others depend on is refused.
-func (h *Host) Plan(ctx context.Context, c *updater.Change) error {
+func (h *Host) Plan(ctx context.Context, c *updater.Change, join func(string) (updater.Settings, error)) error {
 	if len(c.Parts) != 1 {
 		return fmt.Errorf("change %s: a change on a docker host has one part, not %d", c.ID, len(c.Parts))
 	}
@@ -32,7 +32,7 @@ func (h *Host) Plan(ctx context.Context, c *updater.Change) error {
 	if err != nil {
 		return err
 	}
-	if err := honoured(c.Settings); err != nil {
+	if err := honoured(c.Parts[0].Settings); err != nil {
 		return err
 	}
 	if _, err := h.connect(ctx); err != nil {
@@ -95,16 +95,16 @@ func (h *Host) Plan(ctx context.Context, c *updater.Change) error {
 	}
 	o.NewImage = img == nil
 
-	c.Healthy = healthy(old)
-	if c.Settings.Health.Probe != "" {
-		why, err := h.probe(ctx, old, c.Settings.Health.Probe)
+	c.Parts[0].Healthy = healthy(old)
+	if c.Parts[0].Settings.Health.Probe != "" {
+		why, err := h.probe(ctx, old, c.Parts[0].Settings.Health.Probe)
 		switch {
 		case err != nil:
 			return err
 		case why != "":
 			return &updater.Refusal{
 				Reason: updater.Unsupported,
-				Detail: fmt.Sprintf("health.probe %s does not pass on what runs, so it cannot judge what comes: %s", c.Settings.Health.Probe, why),
+				Detail: fmt.Sprintf("health.probe %s does not pass on what runs, so it cannot judge what comes: %s", c.Parts[0].Settings.Health.Probe, why),
 			}
 		}
 	}

@@ -137,9 +137,9 @@ func (h *Host) label(spec *creation, c updater.Change, o origin, old *box) {
 	maps.DeleteFunc(labels, func(k, _ string) bool {
 		return strings.HasPrefix(k, labelPrefix) && k != labelAnonymous
 	})
-	gate := max(c.Settings.Health.Timeout, ownTimeout(spec.Config.Healthcheck), ownTimeout(old.Config.Healthcheck)) +
-		4*c.Settings.Health.Stable + c.Settings.PreUpdate.Timeout + c.Settings.PostUpdate.Timeout
-	stop := stopTimeout(old, c.Settings.StopTimeout)
+	gate := max(c.Parts[0].Settings.Health.Timeout, ownTimeout(spec.Config.Healthcheck), ownTimeout(old.Config.Healthcheck)) +
+		4*c.Parts[0].Settings.Health.Stable + c.Parts[0].Settings.PreUpdate.Timeout + c.Parts[0].Settings.PostUpdate.Timeout
+	stop := stopTimeout(old, c.Parts[0].Settings.StopTimeout)
 	labels[labelReplaces] = o.ID
 	labels[labelChange] = c.ID
 	labels[labelOwner] = h.owner

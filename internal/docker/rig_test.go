@@ -266,8 +266,8 @@ func (r *rig) change(name, from, to, digest string) updater.Change {
 		Parts: []updater.Part{{
 			Workload: "local/" + r.name(name), Replace: true,
 			From: updater.Image{Ref: r.repo + ":" + from}, To: updater.Image{Ref: r.repo + ":" + to, Digest: digest},
+			Settings: updater.Settings{Keep: 1},
 		}},
-		Settings: updater.Settings{Keep: 1},
 	}
 }
 

@@ -52,7 +52,7 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 			applied.Gap, err = h.swap(ctx, c, o, b, wary)
 			wary = false
 		case stopOld:
-			err = h.stop(ctx, b.old, c.Settings.StopTimeout)
+			err = h.stop(ctx, b.old, c.Parts[0].Settings.StopTimeout)
 		case renameOld:
 			err = h.rename(ctx, b.old, o.Name+suffixOld)
 		case renameNew:
@@ -101,7 +101,7 @@ func (h *Host) swap(ctx context.Context, c updater.Change, o origin, b boxes, wa
 	var began time.Time
 	if b.old.running() {
 		began = time.Now()
-		if err := h.stop(ctx, b.old, c.Settings.StopTimeout); err != nil {
+		if err := h.stop(ctx, b.old, c.Parts[0].Settings.StopTimeout); err != nil {
 			return 0, err
 		}
 	}
@@ -176,7 +176,7 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 		case hideNew:
 			err = h.renameLively(ctx, b.new, o.Name+suffixNew, false)
 		case stopNew:
-			err = h.stop(ctx, b.new, c.Settings.StopTimeout)
+			err = h.stop(ctx, b.new, c.Parts[0].Settings.StopTimeout)
 		case startNew:
 			err = h.start(ctx, b.new)
 		case renameNew:
@@ -244,7 +244,7 @@ func (h *Host) Commit(ctx context.Context, c updater.Change) error {
 	}
 	// The copy that could be made from the kept image goes first, the original
 	// last: its removal is what ends the change.
-	if c.Settings.Keep != 0 && s.new.place == asName {
+	if c.Parts[0].Settings.Keep != 0 && s.new.place == asName {
 		h.keepImage(ctx, c, o)
 	}
 	h.untagKept(ctx, o)

@@ -119,10 +119,12 @@ func (h *Host) traced(ctx context.Context, t trace) (*updater.Change, error) {
 	o := origin{Name: t.name, ID: t.replaces}
 	c := updater.Change{
 		ID: t.change, Backend: h.name, Unit: h.name + "/" + t.name, Phase: t.phase,
-		Settings: updater.Settings{Enabled: true, Keep: updater.KeepAll, Health: updater.Health{Stable: tracedStable}},
-		Why:      "it was broken off, and its record is lost", Disturbed: true, Healthy: true,
+		Why: "it was broken off, and its record is lost", Disturbed: true,
 	}
-	part := updater.Part{Workload: c.Unit, Replace: true}
+	part := updater.Part{
+		Workload: c.Unit, Replace: true, Healthy: true,
+		Settings: updater.Settings{Enabled: true, Keep: updater.KeepAll, Health: updater.Health{Stable: tracedStable}},
+	}
 	if old != nil {
 		o.Image, o.Policy, o.Restarts, o.StartedAt = old.Image, old.HostConfig.RestartPolicy, old.RestartCount, old.State.StartedAt
 		if part.From, err = h.runs(ctx, old); err != nil {

@@ -13,6 +13,10 @@ var (
 	ErrSame = errors.New("the image for this platform is the same")
 	// ErrSuperseded: the workload is now neither what was nor what we made.
 	ErrSuperseded = errors.New("somebody else changed the workload")
+	// ErrHandedOver: the effect would end this very process, so another one has
+	// been started that goes on with the change as soon as it may lead. This one
+	// is to let go of the lead at once.
+	ErrHandedOver = errors.New("another process goes on with the change")
 )
 
 // Backend is a place where workloads run. Every method may be called at any
@@ -20,7 +24,8 @@ var (
 // Change after a crash, even if the first call was broken off half-way: each
 // is idempotent. An error that is neither a *Refusal, a *Fault, ErrSame nor
 // ErrSuperseded means that the backend could not be asked or did not do it;
-// calling again later is right. All block until done or ctx ends.
+// calling again later is right. All block until done or ctx ends. A part is
+// named by its index in Change.Parts.
 //
 // internal/backendtest holds every implementation to this contract.
 type Backend interface {
@@ -33,10 +38,13 @@ type Backend interface {
 	// that is in the middle of a change may be absent.
 	Workloads(ctx context.Context) ([]Workload, error)
 
-	// Plan widens a wish to all that must move together and fills in Origin and
-	// Healthy. It only reads, and not from the journal. A *Refusal says what
-	// cannot be done faithfully.
-	Plan(ctx context.Context, c *Change) error
+	// Plan widens a wish, one part for each workload that is to get another
+	// image, to all that must move together. It puts the parts in start order,
+	// fills in Origin, Alone, Related and every part's Idle and Healthy. join is
+	// asked for the settings of each workload that is added; its error refuses the
+	// whole. Plan only reads, and not from the journal. A *Refusal says what cannot
+	// be done faithfully.
+	Plan(ctx context.Context, c *Change, join func(workload string) (Settings, error)) error
 
 	// Prepare disturbs nothing that runs: it pulls by digest, verifies, and
 	// creates what can be created beforehand. report is called with what it
@@ -46,23 +54,30 @@ type Backend interface {
 
 	// Apply puts the new image to work and returns when that is accepted, not
 	// when it is healthy. ErrSuperseded: somebody else changed the workload
-	// since Plan; nothing of theirs was touched. A *Fault with verdict Bad: the
+	// since Plan; nothing of theirs was touched. A *Fault with verdict Bad: an
 	// image cannot start, and it is the image's fault.
 	Apply(ctx context.Context, c Change) (Applied, error)
 
-	// Observe looks once at one side of the change and waits for nothing (a
-	// probe is given at most 5 s). A side that is gone is Observation.Gone, not
-	// an error; an error means that the backend could not be asked.
-	Observe(ctx context.Context, c Change, s Side) (Observation, error)
+	// Observe looks once at one side of a part and waits for nothing (a probe is
+	// given at most 5 s). A side that is gone is Observation.Gone, not an error;
+	// an error means that the backend could not be asked. The two sides of a part
+	// that is only restarted are one.
+	Observe(ctx context.Context, c Change, part int, s Side) (Observation, error)
 
 	// Exec runs a hook in one side's container and waits for its end, at most
 	// its timeout. A command that ran and failed is a Result, not an error.
-	Exec(ctx context.Context, c Change, s Side, h Hook) (Result, error)
+	Exec(ctx context.Context, c Change, part int, s Side, h Hook) (Result, error)
+
+	// Test runs the health.test of a part once beside its new side, where it can
+	// reach it, and waits for its end, at most its timeout. It takes away what an
+	// earlier run left, and leaves nothing; so do Commit and Restore. A test that
+	// ran and failed is a Result, not an error.
+	Test(ctx context.Context, c Change, part int) (Result, error)
 
 	// Commit drops what Restore would need.
 	Commit(ctx context.Context, c Change) error
 
-	// Restore goes back, from every phase: what was there is there again
+	// Restore goes back, from every phase: all that was there is there again
 	// and started, and nothing that the change made is left. After Commit it
 	// leaves the new side alone. It returns when the old side has been
 	// started, not when it is healthy. ErrSuperseded: somebody else's workload
@@ -84,7 +99,7 @@ type Applied struct {
 
 // Restoration is what Restore did.
 type Restoration struct {
-	// Copy: the original had been removed by somebody, and this is a copy made
+	// Copy: an original had been removed by somebody, and this is a copy made
 	// from its record.
 	Copy bool
 	// Kept: there was no way back (original and record gone): the new side

@@ -2,6 +2,7 @@ package updater
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -11,11 +12,16 @@ import (
 type Change struct {
 	ID      string `json:"id"`
 	Backend string `json:"backend"`
-	// Unit is what can have only one open change at a time: on a Docker host
-	// the workload's id.
-	Unit     string   `json:"unit"`
-	Parts    []Part   `json:"parts"`    // in start order
-	Settings Settings `json:"settings"` // frozen when decided
+	// Unit is the workload that the change is named by: the first one that
+	// asked for it. No workload is part of two open changes.
+	Unit  string `json:"unit"`
+	Parts []Part `json:"parts"` // in start order
+	// Alone: the process that carries the change out is itself part of it. No
+	// other change may be under way then; see ErrHandedOver.
+	Alone bool `json:"alone,omitempty"`
+	// Related are workloads outside of the change that belong to the same group
+	// as a part of it. Plan fills it in; only deciding needs it.
+	Related []string `json:"-"`
 
 	// Origin and Mark are the backend's own: what was there before (from
 	// Plan), and what Apply made.
@@ -24,21 +30,20 @@ type Change struct {
 
 	Phase   Phase   `json:"phase"`
 	Verdict Verdict `json:"verdict,omitempty"`
+	// Culprit is the part that the verdict bad speaks of; "" when that is unknown.
+	Culprit string `json:"culprit,omitempty"`
 	// Why is the sentence that goes with the verdict or the refusal, Reason its
 	// word where there is one, Logs the last lines the condemned image wrote.
 	Why    string `json:"why,omitempty"`
 	Reason Reason `json:"reason,omitempty"`
 	Logs   string `json:"logs,omitempty"`
-	// Healthy says whether the workload was healthy before: one that was not
-	// counts as restored when it is back.
-	Healthy bool `json:"healthy"`
 	// Disturbed is set before Apply is first called: from then on what runs may
 	// have been touched, and going back is verified.
 	Disturbed bool `json:"disturbed,omitempty"`
 	// Superseded: somebody else decided. Restore then only takes away what the
 	// change made, and starts nothing.
 	Superseded bool `json:"superseded,omitempty"`
-	// Copy says that the original had gone and what was restored is a copy.
+	// Copy says that an original had gone and what was restored is a copy.
 	Copy bool `json:"copy,omitempty"`
 
 	Since time.Time     `json:"since"`          // decided
@@ -50,9 +55,48 @@ type Change struct {
 type Part struct {
 	Workload string `json:"workload"`
 	From     Image  `json:"from"`
-	To       Image  `json:"to"`
+	// To is From where the workload only goes along with another: it is made
+	// anew on the image that it has.
+	To Image `json:"to"`
 	// Replace is false for a part that is only restarted.
 	Replace bool `json:"replace"`
+	// Idle: it did not run before and is not started, so there is nothing to
+	// judge.
+	Idle bool `json:"idle,omitempty"`
+	// Settings are frozen when the change is decided on.
+	Settings Settings `json:"settings"`
+	// Healthy says whether it was healthy before: a part that was not counts as
+	// restored when it is back.
+	Healthy bool `json:"healthy"`
+}
+
+// Changes reports whether the part gets another image.
+func (p Part) Changes() bool { return p.Replace && p.To != p.From }
+
+// verdictOn is what the change's end says of the image that one part got. A bad
+// part's fellows are not to blame. A part that kept its image cannot be: then
+// all that got another are.
+func (c Change) verdictOn(p Part) Verdict {
+	if !p.Changes() {
+		return ""
+	}
+	if c.Verdict != Bad || p.Workload == c.Culprit {
+		return c.Verdict
+	}
+	for _, other := range c.Parts {
+		if other.Workload == c.Culprit && other.Changes() {
+			return ""
+		}
+	}
+	return Bad
+}
+
+// about is the part of the change that a workload is; the zero Part if it is none.
+func (c Change) about(workload string) Part {
+	if i := slices.IndexFunc(c.Parts, func(p Part) bool { return p.Workload == workload }); i >= 0 {
+		return c.Parts[i]
+	}
+	return Part{}
 }
 
 // Phase is where a change stands. One that ends in -ing is journaled before
@@ -106,7 +150,9 @@ const (
 // an effect is Unclear.
 type Fault struct {
 	Verdict Verdict
-	Err     error
+	// Workload is the part that could not be started; "" when it is not known.
+	Workload string
+	Err      error
 }
 
 func (f *Fault) Error() string { return f.Err.Error() }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 )
@@ -32,6 +33,8 @@ type driver struct {
 	log      *slog.Logger
 	// once: somebody waits, so give up after onceTries instead of never.
 	once bool
+	// leave is called when another process goes on with a change.
+	leave func()
 }
 
 // drive takes a change from the phase it is in to its end, and returns it as
@@ -96,28 +99,36 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 	case Applying:
 		applied, err := d.backend.Apply(lead, c)
 		switch {
+		case errors.Is(err, ErrHandedOver):
+			d.leave()
+			return c, false
 		case errors.Is(err, ErrSuperseded):
 			c.Superseded = true
 			return goBack(c, "", err.Error()), true
 		case err != nil:
+			if f, ok := errors.AsType[*Fault](err); ok {
+				c.Culprit = f.Workload
+			}
 			return goBack(c, blame(err), err.Error()), true
 		}
 		c.Mark, c.Gap, c.Phase = applied.Mark, applied.Gap, Judging
 		return c, true
 
 	case Judging:
-		v, why, o, ok := d.judge(lead, stop, c, NewSide, resumed)
-		if !ok {
+		r := d.judge(lead, stop, c, NewSide, resumed)
+		if r.verdict == Good {
+			r = d.tests(lead, stop, c)
+		}
+		if r.verdict == Good {
+			r = d.hooks(lead, stop, c, NewSide, "post-update", Bad)
+		}
+		switch r.verdict {
+		case "":
 			return c, false
-		}
-		if v == Good {
-			if v, why = d.hook(lead, stop, c, NewSide, c.Settings.PostUpdate, "post-update", Bad); v == "" {
-				return c, false
-			}
-		}
-		if v != Good {
-			c.Logs = o.Logs
-			return goBack(c, v, why), true
+		case Good:
+		default:
+			c.Logs, c.Culprit = r.logs, r.part
+			return goBack(c, r.verdict, r.said(c)), true
 		}
 		c.Verdict, c.Why, c.Phase = Good, "", Committing
 		return c, true
@@ -146,14 +157,14 @@ func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger)
 		log.Debug("preparing", "step", p.Step, "done", p.Done, "total", p.Total)
 	})
 	if err == nil && ctx.Err() == nil {
-		v, why := d.hook(lead, stop, c, OldSide, c.Settings.PreUpdate, "pre-update", Unclear)
-		switch v {
+		r := d.hooks(lead, stop, c, OldSide, "pre-update", Unclear)
+		switch r.verdict {
 		case Good:
 			c.Phase, c.Disturbed = Applying, true
 			return c
 		case Unclear:
 			c.Reason = Surroundings
-			return goBack(c, Unclear, why)
+			return goBack(c, Unclear, r.said(c))
 		}
 	}
 	if err == nil || ctx.Err() != nil {
@@ -197,18 +208,16 @@ func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log
 		c.Phase, c.Why = Failed, join(c.Why, "no way back is left, so the new side stays")
 	case !c.Disturbed:
 		c.Phase = Refused
-	case !c.Healthy:
-		c.Phase = Restored // as it was: not healthy
 	default:
-		v, why, o, ok := d.judge(lead, stop, c, OldSide, resumed)
-		switch {
-		case !ok:
+		r := d.judge(lead, stop, c, OldSide, resumed)
+		switch r.verdict {
+		case "":
 			return c, false
-		case v == Good:
+		case Good:
 			c.Phase = Restored
 		default:
-			c.Phase, c.Logs = Failed, o.Logs
-			c.Why = join(c.Why, "it is back but not healthy as it had been: "+why)
+			c.Phase, c.Logs = Failed, r.logs
+			c.Why = join(c.Why, "it is back but not healthy as it had been: "+r.said(c))
 		}
 	}
 	if c.Copy {
@@ -254,8 +263,8 @@ func (d *driver) finish(lead context.Context, c Change, log *slog.Logger) Change
 func (d *driver) settle(ctx context.Context, c Change) error {
 	edits := map[string]func(*Record){}
 	for _, p := range c.Parts {
-		if p.Replace && c.Verdict != "" {
-			edits[p.Workload] = func(m *Record) { m.learn(p.To, c.Verdict, c.Why, c.Ended) }
+		if v := c.verdictOn(p); v != "" {
+			edits[p.Workload] = func(m *Record) { m.learn(p.To, v, c.Why, c.Ended) }
 		}
 	}
 	if len(edits) > 0 {
@@ -266,69 +275,148 @@ func (d *driver) settle(ctx context.Context, c Change) error {
 	return d.journal.Save(ctx, c)
 }
 
-// judge looks at one side until the gate has a verdict; false when it was
-// stopped first. A backend that cannot be asked is waited for: it speaks
-// neither for nor against the image.
-func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed bool) (Verdict, string, Observation, bool) {
+// ruling is what was found of a change. The verdict is "" when nothing was,
+// because it was stopped first.
+type ruling struct {
+	verdict Verdict
+	why     string
+	part    string // the workload that it is about
+	logs    string
+}
+
+// said is the sentence, with the workload that it is about where the change has
+// several.
+func (r ruling) said(c Change) string {
+	if len(c.Parts) > 1 && r.part != "" {
+		return r.part + ": " + r.why
+	}
+	return r.why
+}
+
+// judge looks at one side of all parts until there is a verdict: good when every
+// part is. Of the old side, only what was healthy before is judged. A backend
+// that cannot be asked is waited for: it speaks neither for nor against the
+// image.
+func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed bool) ruling {
 	ctx, cancel := both(lead, stop)
 	defer cancel()
-	g := gate{timeout: c.Settings.Health.Timeout, stable: c.Settings.Health.Stable}
-	if side == OldSide {
-		g.stable = min(g.stable, restoredStable)
-	}
-	if resumed {
-		g.interrupted()
+	gates := make([]gate, len(c.Parts))
+	for i, p := range c.Parts {
+		gates[i] = gate{timeout: p.Settings.Health.Timeout, stable: p.Settings.Health.Stable}
+		if side == OldSide {
+			gates[i].stable = min(gates[i].stable, restoredStable)
+		}
+		if resumed {
+			gates[i].interrupted()
+		}
 	}
 	failures := 0
 	for {
-		o, err := d.backend.Observe(ctx, c, side)
+		r, err := d.lookAt(ctx, c, side, gates)
 		switch {
 		case ctx.Err() != nil:
-			return "", "", o, false
+			return ruling{}
 		case err != nil:
 			failures++
 			if failures == 1 {
 				d.log.Warn("workload cannot be looked at, waiting", "workload", c.Unit, "change", c.ID, "err", err)
 			}
 			if d.once && failures > onceTries {
-				return "", "", o, false
+				return ruling{}
 			}
-			g.interrupted()
+			for i := range gates {
+				gates[i].interrupted()
+			}
 			if !sleep(ctx, pauseAfter(failures)) {
-				return "", "", o, false
+				return ruling{}
 			}
 			continue
 		}
 		failures = 0
-		if v, why := g.judge(o, time.Now()); v != "" {
-			return v, why, o, true
+		if r.verdict != "" {
+			return r
 		}
 		if !sleep(ctx, lookEvery) {
-			return "", "", o, false
+			return ruling{}
 		}
 	}
 }
 
-// hook runs a hook if there is one. The verdict of one that fails is onFailure,
-// of one that was stopped "".
-func (d *driver) hook(lead, stop context.Context, c Change, side Side, h Hook, name string, onFailure Verdict) (Verdict, string) {
-	if len(h.Command) == 0 {
-		return Good, ""
+// lookAt looks once at one side of all parts. One part that is not good decides.
+func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) (ruling, error) {
+	all := ruling{verdict: Good}
+	for i, p := range c.Parts {
+		if p.Idle || side == OldSide && !p.Healthy {
+			continue
+		}
+		o, err := d.backend.Observe(ctx, c, i, side)
+		if err != nil {
+			return ruling{}, err
+		}
+		switch v, why := gates[i].judge(o, time.Now()); v {
+		case Good:
+		case "":
+			all = ruling{}
+		default:
+			return ruling{verdict: v, why: why, part: p.Workload, logs: o.Logs}, nil
+		}
 	}
+	return all, nil
+}
+
+// hooks runs one kind of hook of every part that is replaced, in order, until
+// one fails. That one's verdict is onFailure.
+func (d *driver) hooks(lead, stop context.Context, c Change, side Side, kind string, onFailure Verdict) ruling {
 	ctx, cancel := both(lead, stop)
 	defer cancel()
-	r, err := d.backend.Exec(ctx, c, side, h)
+	for i, p := range c.Parts {
+		h := p.Settings.PostUpdate
+		if side == OldSide {
+			h = p.Settings.PreUpdate
+		}
+		if len(h.Command) == 0 || p.Idle || !p.Replace {
+			continue
+		}
+		r, err := d.backend.Exec(ctx, c, i, side, h)
+		if f := failing(ctx, kind, h.Timeout, r, err, onFailure); f.verdict != Good {
+			f.part = p.Workload
+			return f
+		}
+	}
+	return ruling{verdict: Good}
+}
+
+// tests runs the test of every part that is replaced, in order, until one fails.
+func (d *driver) tests(lead, stop context.Context, c Change) ruling {
+	ctx, cancel := both(lead, stop)
+	defer cancel()
+	for i, p := range c.Parts {
+		t := p.Settings.Health.Test
+		if t.Image == "" || p.Idle || !p.Replace {
+			continue
+		}
+		r, err := d.backend.Test(ctx, c, i)
+		if f := failing(ctx, "health.test", t.Timeout, r, err, Bad); f.verdict != Good {
+			f.part, f.logs = p.Workload, r.Output
+			return f
+		}
+	}
+	return ruling{verdict: Good}
+}
+
+// failing judges how a command ended. Its verdict is "" when ctx ended first.
+func failing(ctx context.Context, what string, limit time.Duration, r Result, err error, onFailure Verdict) ruling {
 	switch {
 	case ctx.Err() != nil:
-		return "", ""
+		return ruling{}
 	case err != nil:
-		return Unclear, fmt.Sprintf("%s could not be run: %v", name, err)
+		return ruling{verdict: Unclear, why: fmt.Sprintf("%s could not be run: %v", what, err)}
 	case r.TimedOut:
-		return onFailure, fmt.Sprintf("%s ran longer than %s%s", name, h.Timeout, colon(r.Output))
+		return ruling{verdict: onFailure, why: fmt.Sprintf("%s ran longer than %s%s", what, limit, colon(r.Output))}
 	case r.ExitCode != 0:
-		return onFailure, fmt.Sprintf("%s failed with exit code %d%s", name, r.ExitCode, colon(r.Output))
+		return ruling{verdict: onFailure, why: fmt.Sprintf("%s failed with exit code %d%s", what, r.ExitCode, colon(r.Output))}
 	}
-	return Good, ""
+	return ruling{verdict: Good}
 }
 
 // insist repeats an effect, with a growing pause, until the backend has done
@@ -340,6 +428,10 @@ func (d *driver) insist(lead, stop context.Context, log *slog.Logger, message st
 		err := effect()
 		if err == nil {
 			return true
+		}
+		if errors.Is(err, ErrHandedOver) {
+			d.leave()
+			return false
 		}
 		log.Error(message, "attempt", try, "err", err)
 		if d.once && try >= onceTries || !sleep(ctx, pauseAfter(try)) {
@@ -401,13 +493,16 @@ func pauseAfter(failures int) time.Duration {
 // told is what a log line says of a change: what is known of it.
 func told(c Change) []any {
 	attrs := []any{"phase", c.Phase}
-	if len(c.Parts) > 0 {
-		p := c.Parts[0]
+	if i := slices.IndexFunc(c.Parts, Part.Changes); i >= 0 {
+		p := c.Parts[i]
 		to := p.To.Ref
 		if !strings.Contains(to, p.To.Digest) {
 			to += "@" + p.To.Digest
 		}
 		attrs = append(attrs, "from", p.From.Ref, "to", to)
+	}
+	if len(c.Parts) > 1 {
+		attrs = append(attrs, "parts", len(c.Parts))
 	}
 	if c.Verdict != "" {
 		attrs = append(attrs, "verdict", c.Verdict)

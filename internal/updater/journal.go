@@ -10,6 +10,10 @@ import (
 // wraps it names the process.
 var ErrLed = errors.New("another updaterd is at work here")
 
+// ErrFinishing, which comes with ErrLed: the other process is one that finishes
+// the update of updaterd itself, and ends when that is over.
+var ErrFinishing = errors.New("it is finishing the update of updaterd itself")
+
 // State is where a backend's journal lives, and who may write it.
 type State interface {
 	// Lead calls do while this process alone may change the backend; do's
@@ -120,6 +124,8 @@ const (
 	EventSuperseded Event = "superseded"
 	EventForgotten  Event = "forgotten"   // a person lifted a rejection
 	EventRolledBack Event = "rolled-back" // a person moved off what updaterd had put there
+	EventRecreated  Event = "recreated"   // made anew on its own image, along with another's update
+	EventRestarted  Event = "restarted"   // along with another's update
 )
 
 // Entries are the lines that a change that is over leaves in the history: one
@@ -135,11 +141,18 @@ func (c Change) Entries() []Entry {
 	}[c.Phase]
 	var entries []Entry
 	for _, p := range c.Parts {
-		entries = append(entries, Entry{
+		e := Entry{
 			At: c.Ended, Backend: c.Backend, Workload: p.Workload, Event: event, Change: c.ID,
-			From: p.From, To: p.To, Verdict: c.Verdict, Why: c.Why, Logs: c.Logs,
+			From: p.From, To: p.To, Verdict: c.verdictOn(p), Why: c.Why, Logs: c.Logs,
 			Took: c.Ended.Sub(c.Since), Gap: c.Gap,
-		})
+		}
+		switch {
+		case c.Phase == Committed && !p.Replace:
+			e.Event, e.Why = EventRestarted, "along with "+c.Unit
+		case c.Phase == Committed && !p.Changes():
+			e.Event, e.Why = EventRecreated, "along with "+c.Unit
+		}
+		entries = append(entries, e)
 	}
 	return entries
 }

@@ -20,21 +20,25 @@ type work struct {
 	journal Journal
 	log     *slog.Logger
 	lead    context.Context // what effects run under; set by Updater.lead
+	leave   func()          // lets go of every lead; set by Updater.lead
 	once    bool            // somebody waits for the end
 
 	changes sync.WaitGroup // under way
+	// alone is held by every change under way in this process, and to the
+	// exclusion of all others by one that must be alone.
+	alone *sync.RWMutex
 
 	mu       sync.Mutex
 	notifier Notifier
 	slots    chan struct{}     // one per change that may be under way
-	busy     map[string]string // by unit: the id of the change under way, "" while one waits for its turn
-	ended    map[string]Change // by unit: how the last change of this process ended
+	busy     map[string]string // by workload: the id of the change under way, "" while one waits for its turn
+	ended    map[string]Change // by workload: how the last change of this process ended
 	told     map[string]Reason // by workload: the reason that was last logged
 }
 
 func newWork(place Place, j Journal, rules Rules, log *slog.Logger) *work {
 	w := &work{
-		backend: place.Backend, journal: j, log: log.With("backend", place.Backend.Name()),
+		backend: place.Backend, journal: j, log: log.With("backend", place.Backend.Name()), alone: &sync.RWMutex{},
 		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]Reason{},
 	}
 	w.adopt(rules)
@@ -55,8 +59,9 @@ func (w *work) wait() { w.changes.Wait() }
 
 // recover takes up every open change that is not under way in this process:
 // those of the journal, and those that left traces on the backend alone. What
-// was under way when it began is left out, for it may end meanwhile.
-func (w *work) recover(stop context.Context) {
+// was under way when it began is left out, for it may end meanwhile. With only,
+// all but the change of that id are left out.
+func (w *work) recover(stop context.Context, only string) {
 	busy := w.busyNow()
 	open, err := w.journal.Open(stop)
 	if err != nil {
@@ -74,17 +79,33 @@ func (w *work) recover(stop context.Context) {
 		w.log.Warn("backend cannot be asked for traces of changes", "err", err)
 	}
 	for _, c := range append(open, traces...) {
-		if busy[c.Unit] == c.ID || w.settled(c) || !w.begin(c) {
+		if only != "" && c.ID != only || busy[c.Unit] == c.ID || w.settled(c) || !w.begin(c) {
 			continue
 		}
-		w.changes.Go(func() { w.end(w.driver().drive(w.lead, stop, c, true)) })
+		w.changes.Go(func() { w.carry(stop, c, true) })
 	}
+}
+
+// carry takes a change that was begun to its end.
+func (w *work) carry(stop context.Context, c Change, resumed bool) Change {
+	if c.Alone {
+		w.alone.Lock()
+		defer w.alone.Unlock()
+	} else {
+		w.alone.RLock()
+		defer w.alone.RUnlock()
+	}
+	if resumed || stop.Err() == nil {
+		c = w.driver().drive(w.lead, stop, c, resumed)
+	}
+	w.end(c)
+	return c
 }
 
 func (w *work) driver() *driver {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return &driver{backend: w.backend, journal: w.journal, notifier: w.notifier, log: w.log, once: w.once}
+	return &driver{backend: w.backend, journal: w.journal, notifier: w.notifier, log: w.log, once: w.once, leave: w.leave}
 }
 
 // settled reports whether a change is over in this process. If its end could
@@ -102,48 +123,55 @@ func (w *work) settled(c Change) bool {
 	return true
 }
 
-// reserve marks a unit as waiting for its turn; false when it is busy already.
-func (w *work) reserve(unit string) bool {
+// reserve marks a workload as waiting for its turn; false when it is busy already.
+func (w *work) reserve(id string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, ok := w.busy[unit]; ok {
+	if _, ok := w.busy[id]; ok {
 		return false
 	}
-	w.busy[unit] = ""
+	w.busy[id] = ""
 	return true
 }
 
-// release gives up a unit whose turn did not come.
-func (w *work) release(unit string) {
+// release gives up a workload whose turn did not come.
+func (w *work) release(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.busy[unit] == "" {
-		delete(w.busy, unit)
+	if w.busy[id] == "" {
+		delete(w.busy, id)
 	}
 }
 
-// begin marks a unit as busy with a change; false when it is with another.
+// begin marks every part of a change as busy with it; false when one is with
+// another. A part that waits for its turn in another pass loses it.
 func (w *work) begin(c Change) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.busy[c.Unit] != "" {
-		return false
+	for _, p := range c.Parts {
+		if w.busy[p.Workload] != "" {
+			return false
+		}
 	}
-	w.busy[c.Unit] = c.ID
+	for _, p := range c.Parts {
+		w.busy[p.Workload] = c.ID
+	}
 	return true
 }
 
 func (w *work) end(c Change) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.busy, c.Unit)
-	w.ended[c.Unit] = c
+	for _, p := range c.Parts {
+		delete(w.busy, p.Workload)
+		w.ended[p.Workload] = c
+	}
 }
 
-func (w *work) isBusy(unit string) bool {
+func (w *work) isBusy(id string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	_, ok := w.busy[unit]
+	_, ok := w.busy[id]
 	return ok
 }
 
@@ -160,15 +188,24 @@ type pass struct {
 	// act: changes are carried out, and what was learnt is remembered.
 	act   bool
 	items []*item
+	// known are all workloads that were listed, watched or not.
+	known map[string]member
 	// found are the names a person gave that mean something here.
 	found map[string]bool
 	// unavailable is why the backend could not be asked.
 	unavailable error
-	// open are the changes that the journal held, by unit, and busy the units
-	// with one under way in this process, both from before the workloads were
-	// listed: a change that ends meanwhile leaves a list that is out of date.
+	// open are the changes that the journal held, by workload, and busy the
+	// workloads with one under way in this process, both from before the workloads
+	// were listed: a change that ends meanwhile leaves a list that is out of date.
 	open map[string]Change
 	busy map[string]string
+}
+
+// member is a workload that may have to move along with another.
+type member struct {
+	settings Settings
+	invalid  error // why its settings are not to be had
+	memory   Record
 }
 
 // item is one watched workload in a pass. Its goroutine owns it: decision may
@@ -182,7 +219,10 @@ type item struct {
 	// it. It is decided on, and neither carried out nor shown.
 	aside    bool
 	decision Decision
-	decided  chan struct{}
+	// moves are the workloads that an update of it moves, itself among them, and
+	// related those of the same group that it leaves.
+	moves, related []string
+	decided        chan struct{}
 
 	late    *Decision // what became of the decision when its turn came
 	outcome *Change   // the change as it ended, if one was begun
@@ -237,7 +277,9 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 		p.log.Error("journal cannot be read", "err", err)
 	}
 	for _, c := range open {
-		p.open[c.Unit] = c
+		for _, part := range c.Parts {
+			p.open[part.Workload] = c
+		}
 	}
 	workloads, err := p.backend.Workloads(ctx)
 	if err != nil {
@@ -257,8 +299,12 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 		start(func() {
 			defer close(it.done)
 			p.decide(ctx, it)
-			if p.act && it.decision.Update && !it.aside {
+			switch {
+			case !it.decision.Update || it.aside:
+			case p.act:
 				p.carryOut(ctx, it)
+			default:
+				p.foresee(it)
 			}
 		})
 	}
@@ -270,21 +316,23 @@ func (p *pass) choose(workloads []Workload, memory map[string]Record, named []st
 	backend := p.backend.Name()
 	byID := map[string]*item{}
 	exists := map[string]bool{}
+	p.known = map[string]member{}
 	// A workload in the middle of a change may be absent from the backend's list.
-	for unit := range p.open {
-		exists[unit] = true
+	for id := range p.open {
+		exists[id] = true
 		for _, n := range named {
-			if names(n, backend, unit) {
+			if names(n, backend, id) {
 				p.found[n] = true
 			}
 		}
 	}
-	for unit := range p.busy {
-		exists[unit] = true
+	for id := range p.busy {
+		exists[id] = true
 	}
 	for _, w := range workloads {
 		exists[w.ID] = true
 		s, err := p.rules.Settings(w)
+		p.known[w.ID] = member{s, err, memory[w.ID]}
 		if err == nil && !s.Enabled {
 			continue
 		}
@@ -373,21 +421,33 @@ func (p *pass) decide(ctx context.Context, it *item) {
 	if it.decision.Update {
 		// What cannot be done faithfully is refused before anything is touched.
 		c := p.wish(it)
-		if err := p.backend.Plan(ctx, &c); err != nil {
+		if err := p.backend.Plan(ctx, &c, p.join); err != nil {
 			it.decision = refused(it.decision, err)
 			return
+		}
+		it.related = c.Related
+		for _, part := range c.Parts {
+			it.moves = append(it.moves, part.Workload)
 		}
 		if p.act && !it.aside && !p.reserve(id) {
 			it.decision = Decision{Candidate: f.candidate, Reason: InProgress, Detail: "a change of it is under way"}
 			return
 		}
 	}
-	if !it.decision.Update || p.act {
-		return
+}
+
+// foresee says of a decision that nobody carries out what it would wait for.
+func (p *pass) foresee(it *item) {
+	team := p.team(it)
+	if loop := p.entangled(team); loop != "" {
+		it.late = &Decision{Candidate: it.decision.Candidate, Reason: InvalidSettings, Detail: entangled(it, loop)}
+	} else if waits := waitsFor(team); waits != "" {
+		it.late = &Decision{Candidate: it.decision.Candidate, Reason: Waiting, Detail: waits}
 	}
-	if waits := it.waitsFor(); waits != "" {
-		it.decision = Decision{Candidate: it.decision.Candidate, Reason: Waiting, Detail: waits}
-	}
+}
+
+func entangled(it *item, loop string) string {
+	return "it depends on itself: " + it.workload.ID + " needs " + loop + ", which moves together with it"
 }
 
 // learn remembers what looking taught.
@@ -420,20 +480,48 @@ func (p *pass) learn(ctx context.Context, it *item, f finding) {
 	p.rules.Notifier.Notify(ctx, e)
 }
 
-// wish is the change that a decision asks for.
-func (p *pass) wish(it *item) Change {
-	w := it.workload
-	return Change{
+// wish is the change that the decisions of a team ask for. It goes by the first.
+func (p *pass) wish(team ...*item) Change {
+	c := Change{
 		// The time first, so that ids sort by age wherever they show up.
 		ID:      time.Now().UTC().Format("20060102T150405") + "-" + strings.ToLower(rand.Text()[:8]),
-		Backend: p.backend.Name(), Unit: w.ID, Settings: it.settings, Phase: Preparing, Since: time.Now(),
-		Parts: []Part{{
-			Workload: w.ID,
-			From:     Image{Ref: w.Image, Digest: w.Runs.Digest(), Manifest: w.Runs.Manifest, Config: w.Runs.Config},
-			To:       *it.decision.Candidate,
-			Replace:  true,
-		}},
+		Backend: p.backend.Name(), Unit: team[0].workload.ID, Phase: Preparing, Since: time.Now(),
 	}
+	for _, it := range team {
+		w := it.workload
+		c.Parts = append(c.Parts, Part{
+			Workload: w.ID, Settings: it.settings, Replace: true,
+			From: Image{Ref: w.Image, Digest: w.Runs.Digest(), Manifest: w.Runs.Manifest, Config: w.Runs.Config},
+			To:   *it.decision.Candidate,
+		})
+	}
+	return c
+}
+
+// join says whether a workload may move along with others, watched or not, and
+// by which settings. Nobody asked for an update of it, so what a person said
+// about leaving it alone counts, and what was said about updates does not.
+func (p *pass) join(id string) (Settings, error) {
+	m, ok := p.known[id]
+	refuse := func(r Reason, format string, args ...any) (Settings, error) {
+		return Settings{}, &Refusal{Reason: r, Detail: id + ", which must move along, " + fmt.Sprintf(format, args...)}
+	}
+	now := time.Now()
+	switch {
+	case !ok:
+		return refuse(InProgress, "has come since the workloads were listed; the next pass knows it")
+	case m.invalid != nil:
+		return refuse(InvalidSettings, "has settings that cannot be used: %v", m.invalid)
+	case m.settings.Mode == ModeHold:
+		return refuse(Held, "has the mode hold")
+	case m.memory.Hold != nil:
+		return refuse(Held, "is held since %s%s", stamp(m.memory.Hold.At), colon(m.memory.Hold.Why))
+	case m.settings.Mode == ModeMonitor:
+		return refuse(Monitor, "has the mode monitor, so it is not touched")
+	case !m.settings.Window.Open(now):
+		return refuse(OutsideWindow, "has the window %s; it opens at %s", m.settings.Window, stamp(m.settings.Window.Next(now)))
+	}
+	return m.settings, nil
 }
 
 // refused turns a decision round because of what Plan said.
@@ -445,27 +533,105 @@ func refused(d Decision, err error) Decision {
 	return Decision{Candidate: d.Candidate, Reason: r.Reason, Detail: r.Detail}
 }
 
-// waitsFor says which of what it depends on comes first; "" when nothing does.
-// It blocks until that is decided, which cannot be forever: cycles are refused.
-func (it *item) waitsFor() string {
-	for _, need := range it.needs {
+// team are those that move together with one that is to be updated: whose
+// updates move a workload in common. It blocks until all that may be among them
+// are decided on, which waits for nothing but registries and the backend.
+func (p *pass) team(it *item) []*item {
+	team := []*item{it}
+	for i := 0; i < len(team); i++ {
+		near := slices.Concat(team[i].moves, team[i].related)
+		for _, other := range p.items {
+			if slices.Contains(team, other) || other.aside || !slices.Contains(near, other.workload.ID) {
+				continue
+			}
+			<-other.decided
+			shared := slices.ContainsFunc(other.moves, func(id string) bool { return slices.Contains(team[i].moves, id) })
+			if other.decision.Update && shared {
+				team = append(team, other)
+			}
+		}
+	}
+	slices.SortFunc(team, func(a, b *item) int { return strings.Compare(a.workload.ID, b.workload.ID) })
+	return team
+}
+
+// needsOf are what a team depends on, outside of itself.
+func needsOf(team []*item) []*item {
+	var needs []*item
+	for _, it := range team {
+		for _, need := range it.needs {
+			if !slices.Contains(team, need) && !slices.Contains(needs, need) {
+				needs = append(needs, need)
+			}
+		}
+	}
+	return needs
+}
+
+// entangled says how a team would have to wait for itself: something it depends
+// on moves together with what depends on it. "" when it does not.
+func (p *pass) entangled(team []*item) string {
+	seen := map[*item]bool{}
+	var follow func(at []*item) string
+	follow = func(at []*item) string {
+		for _, need := range needsOf(at) {
+			<-need.decided
+			if seen[need] || !need.decision.Update {
+				continue
+			}
+			seen[need] = true
+			if slices.Contains(team, need) {
+				return need.workload.ID
+			}
+			others := p.team(need)
+			for _, o := range others {
+				if slices.Contains(team, o) {
+					return o.workload.ID
+				}
+			}
+			if found := follow(others); found != "" {
+				return need.workload.ID + " needs " + found
+			}
+		}
+		return ""
+	}
+	return follow(team)
+}
+
+// waitsFor says which of what a team depends on comes first; "" when nothing
+// does. It blocks until that is decided.
+func waitsFor(team []*item) string {
+	for _, need := range needsOf(team) {
 		<-need.decided
-		if need.decision.Update || need.decision.Reason == InProgress || need.decision.Reason == Waiting {
+		if need.decision.Update || need.decision.Reason == InProgress {
 			return need.workload.ID + ", which it depends on, comes first"
 		}
 	}
 	return ""
 }
 
-// carryOut takes a decision to its end, when its turn comes: after what it
-// depends on, and when a slot is free.
+// carryOut takes a decision to its end, when its turn comes: together with what
+// moves with it, after what it depends on, and when a slot is free.
 func (p *pass) carryOut(stop context.Context, it *item) {
 	defer p.release(it.workload.ID)
 	defer func() { it.stopped = it.stopped || stop.Err() != nil }()
 	give := func(r Reason, detail string) {
 		it.late = &Decision{Candidate: it.decision.Candidate, Reason: r, Detail: detail}
 	}
-	for _, need := range it.needs {
+	team := p.team(it)
+	if first := team[0]; first != it {
+		<-first.done
+		it.outcome = first.outcome
+		if first.late != nil {
+			give(first.late.Reason, first.late.Detail)
+		}
+		return
+	}
+	if loop := p.entangled(team); loop != "" {
+		give(InvalidSettings, entangled(it, loop))
+		return
+	}
+	for _, need := range needsOf(team) {
 		<-need.decided
 		if need.decision.Update {
 			<-need.done
@@ -494,49 +660,60 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 		give(Surroundings, fmt.Sprintf("the journal cannot be read: %v", err))
 		return
 	}
-	f := finding{candidate: it.decision.Candidate, detail: it.decision.Detail}
-	again := decide(it.workload, it.settings, f, memory[it.workload.ID], time.Now())
-	if !again.Update {
-		it.late = &again
-		return
+	for _, t := range team {
+		f := finding{candidate: t.decision.Candidate, detail: t.decision.Detail}
+		again := decide(t.workload, t.settings, f, memory[t.workload.ID], time.Now())
+		if !again.Update {
+			if t != it {
+				again.Detail = t.workload.ID + ": " + again.Detail
+			}
+			it.late = &again
+			return
+		}
 	}
-	c := p.wish(it)
-	if err := p.backend.Plan(stop, &c); err != nil {
-		again = refused(again, err)
+	c := p.wish(team...)
+	if err := p.backend.Plan(stop, &c, p.join); err != nil {
+		again := refused(it.decision, err)
 		it.late = &again
 		return
 	}
 	// Plan took what is there now for what is to come back. That it is still
 	// what was decided on is looked at afterwards: what changes later, effects
 	// see for themselves.
-	if why := p.outdated(stop, it); why != "" {
+	if why := p.outdated(stop, team); why != "" {
 		give(InProgress, why)
 		return
 	}
-	if !p.begin(c) {
-		give(InProgress, "a change of it is under way")
+	if c.Alone && p.once {
+		give(Waiting, "updaterd updates itself when it runs as a daemon, not with --once")
 		return
 	}
-	c = p.driver().drive(p.lead, stop, c, false)
-	p.end(c)
+	if !p.begin(c) {
+		give(InProgress, "a change of it, or of what must move along, is under way")
+		return
+	}
+	c = p.carry(stop, c, false)
 	it.outcome = &c
 }
 
-// outdated says why a decision no longer fits the workload; "" if it does.
-func (p *pass) outdated(ctx context.Context, it *item) string {
+// outdated says why decisions no longer fit their workloads; "" if they do.
+func (p *pass) outdated(ctx context.Context, team []*item) string {
 	workloads, err := p.backend.Workloads(ctx)
 	if err != nil {
 		return fmt.Sprintf("it cannot be looked at again: %v", err)
 	}
-	was := it.workload
-	image := Image{Digest: was.Runs.Digest(), Manifest: was.Runs.Manifest, Config: was.Runs.Config}
-	for _, w := range workloads {
-		same := w.Runs.Is(image) || w.Runs.Digest() == image.Digest
-		if w.ID == was.ID && same && w.Image == was.Image && maps.Equal(w.Written, was.Written) {
-			return ""
+	for _, it := range team {
+		was := it.workload
+		image := Image{Digest: was.Runs.Digest(), Manifest: was.Runs.Manifest, Config: was.Runs.Config}
+		fits := slices.ContainsFunc(workloads, func(w Workload) bool {
+			same := w.Runs.Is(image) || w.Runs.Digest() == image.Digest
+			return w.ID == was.ID && same && w.Image == was.Image && maps.Equal(w.Written, was.Written)
+		})
+		if !fits {
+			return "somebody changed " + was.ID + " since it was looked at; the next pass decides anew"
 		}
 	}
-	return "somebody changed it since it was looked at; the next pass decides anew"
+	return ""
 }
 
 // tell logs a decision when its reason is another than in the last pass.
@@ -572,10 +749,10 @@ func (p *pass) rows(named []string) []Row {
 		}
 	}
 	// A workload in the middle of a change may be absent from the backend's list.
-	for _, c := range p.lasting() {
-		wanted := len(named) == 0 || slices.ContainsFunc(named, func(n string) bool { return names(n, p.backend.Name(), c.Unit) })
-		if wanted && !listed[c.Unit] {
-			rows = append(rows, p.absent(c))
+	for id, c := range p.lasting() {
+		wanted := len(named) == 0 || slices.ContainsFunc(named, func(n string) bool { return names(n, p.backend.Name(), id) })
+		if wanted && !listed[id] && c.about(id).Settings.Enabled {
+			rows = append(rows, p.absent(c.about(id), c))
 		}
 	}
 	return rows
@@ -583,21 +760,20 @@ func (p *pass) rows(named []string) []Row {
 
 // lasting are the changes that a workload which is not listed can still be known
 // by: those that this process carried, and those that the journal held.
-func (p *pass) lasting() []Change {
+func (p *pass) lasting() map[string]Change {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	all := maps.Clone(p.open)
 	maps.Copy(all, p.ended)
-	return slices.Collect(maps.Values(all))
+	return all
 }
 
 // absent is the row of a workload that is known by its change only.
-func (p *pass) absent(c Change) Row {
-	r := Row{Backend: p.backend.Name(), Workload: c.Unit, Policy: c.Settings.Policy.Policy, Decision: "none",
-		Reason: InProgress, Detail: "a change of it is under way"}
-	if len(c.Parts) > 0 {
-		r.Image = c.Parts[0].From.Ref
-		r.Candidate = &RowCandidate{Image: c.Parts[0].To.Ref, Digest: c.Parts[0].To.Digest}
+func (p *pass) absent(part Part, c Change) Row {
+	r := Row{Backend: p.backend.Name(), Workload: part.Workload, Image: part.From.Ref, Policy: part.Settings.Policy.Policy,
+		Decision: "none", Reason: InProgress, Detail: "a change of it is under way"}
+	if part.Changes() {
+		r.Candidate = &RowCandidate{Image: part.To.Ref, Digest: part.To.Digest}
 	}
 	switch {
 	case c.Phase == Superseded:

@@ -359,7 +359,7 @@ func TestWhatChangedWhileItWaitedIsDecidedAnew(t *testing.T) {
 			if c.Ref == "theirs:9" {
 				theirs++
 				require.Equal(t, updater.OutcomeNone, r.Outcome)
-				require.Contains(t, r.Detail, "somebody changed it")
+				require.Contains(t, r.Detail, "somebody changed local/a since")
 			} else {
 				updated++
 			}

@@ -127,38 +127,89 @@ func (r Row) Trouble() bool {
 	return false
 }
 
+// takeOverPause is the pause before a lead that another process took over is
+// asked for again.
+const takeOverPause = 2 * time.Second
+
 // Run keeps everything up to date until ctx ends, then finishes what must be
 // finished and returns nil. It returns an error only if a place is led by
-// somebody else, or its state cannot be used.
+// somebody else, or its state cannot be used. While another process finishes the
+// update of updaterd itself, it stands by.
 func (u *Updater) Run(ctx context.Context) error {
-	return u.lead(ctx, func(w *work, stop context.Context) {
-		rules, reloaded := u.current()
-		var last time.Time // when the last pass was over
-		next := upcoming(rules, last, time.Now())
+	for standing := false; ; standing = true {
+		err := u.lead(ctx, u.passes)
+		if !errors.Is(err, ErrHandedOver) && !errors.Is(err, ErrFinishing) {
+			return err
+		}
+		if !standing {
+			u.log.Info("standing by while another process finishes the update of updaterd itself", "reason", err)
+		}
+		if !sleep(ctx, takeOverPause) {
+			return nil
+		}
+	}
+}
+
+// passes makes passes through one place, as the schedule says.
+func (u *Updater) passes(w *work, stop context.Context) {
+	rules, reloaded := u.current()
+	var last time.Time // when the last pass was over
+	next := upcoming(rules, last, time.Now())
+	for {
+		w.recover(stop, "")
+		if !time.Now().Before(next) {
+			rules.Registry.NewPass()
+			w.pass(stop, rules, nil)
+			last = time.Now()
+			next = upcoming(rules, last, last)
+			u.log.Debug("pass comes next", "backend", w.backend.Name(), "at", next)
+		}
+		t := time.NewTimer(time.Until(next))
+		select {
+		case <-stop.Done():
+			t.Stop()
+			w.wait()
+			return
+		case <-t.C:
+		case <-reloaded:
+			t.Stop()
+			rules, reloaded = u.current()
+			next = upcoming(rules, last, time.Now())
+		}
+	}
+}
+
+// Finish takes the open change with this id to its end, in place of a process
+// that handed it over or of one that was killed, and returns nil when it is over
+// or there is none. It waits until it may lead.
+func (u *Updater) Finish(ctx context.Context, id string) error {
+	for _, place := range u.places {
+		open, err := place.State.Journal().Open(ctx)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(open, func(c Change) bool { return c.ID == id }) {
+			continue
+		}
 		for {
-			w.recover(stop)
-			if !time.Now().Before(next) {
-				rules.Registry.NewPass()
-				w.pass(stop, rules, nil)
-				last = time.Now()
-				next = upcoming(rules, last, last)
-				u.log.Debug("pass comes next", "backend", w.backend.Name(), "at", next)
-			}
-			t := time.NewTimer(time.Until(next))
-			select {
-			case <-stop.Done():
-				t.Stop()
+			rules, _ := u.current()
+			err := New([]Place{place}, rules, u.log).lead(ctx, func(w *work, stop context.Context) {
+				w.recover(stop, id)
 				w.wait()
-				return
-			case <-t.C:
-			case <-reloaded:
-				t.Stop()
-				rules, reloaded = u.current()
-				next = upcoming(rules, last, time.Now())
+			})
+			if !errors.Is(err, ErrLed) {
+				return err
+			}
+			if !sleep(ctx, finishPause) {
+				return err
 			}
 		}
-	})
+	}
+	return nil
 }
+
+// finishPause is short: whoever handed over lets go at once.
+const finishPause = 100 * time.Millisecond
 
 // upcoming is when the next pass begins, given when the last one was over (zero:
 // none yet) and when the question is asked. An interval counts from the last
@@ -199,7 +250,7 @@ func (u *Updater) Once(ctx context.Context, names []string) ([]Row, error) {
 	rows := []Row{}
 	err := u.lead(ctx, func(w *work, stop context.Context) {
 		w.once = true // before anything is begun
-		w.recover(stop)
+		w.recover(stop, "")
 		w.wait()
 		p := w.pass(stop, rules, names)
 		w.wait()
@@ -308,10 +359,13 @@ func names(name, backend, id string) bool {
 }
 
 // lead calls do for every place at once, each while this process leads it, and
-// returns when all have returned. A place that cannot be led ends them all.
+// returns when all have returned. A place that cannot be led ends them all, and
+// so does a change that another process goes on with: the error is ErrHandedOver
+// then.
 func (u *Updater) lead(ctx context.Context, do func(w *work, stop context.Context)) error {
-	stop, cancel := context.WithCancel(ctx)
-	defer cancel()
+	stop, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var alone sync.RWMutex
 	errs := make([]error, len(u.places))
 	var wg sync.WaitGroup
 	for i, place := range u.places {
@@ -320,17 +374,20 @@ func (u *Updater) lead(ctx context.Context, do func(w *work, stop context.Contex
 			errs[i] = place.State.Lead(context.WithoutCancel(ctx), func(lead context.Context, j Journal) error {
 				rules, _ := u.current()
 				w := newWork(place, j, rules, u.log)
-				w.lead = lead
-				end, cancel := both(lead, stop)
-				defer cancel()
+				w.lead, w.alone, w.leave = lead, &alone, func() { cancel(ErrHandedOver) }
+				end, done := both(lead, stop)
+				defer done()
 				do(w, end)
 				return nil
 			})
 			if errs[i] != nil {
-				cancel()
+				cancel(errs[i])
 			}
 		})
 	}
 	wg.Wait()
+	if cause := context.Cause(stop); errors.Is(cause, ErrHandedOver) {
+		errs = append(errs, cause)
+	}
 	return errors.Join(errs...)
 }
