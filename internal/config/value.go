@@ -87,11 +87,13 @@ func inline(words []string) string {
 	if len(words) == 0 {
 		return ""
 	}
-	b, err := json.Marshal(words)
-	if err != nil { // strings always marshal
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)                  // people read it
+	if err := e.Encode(words); err != nil { // strings always encode
 		return strings.Join(words, " ")
 	}
-	return string(b)
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // words is r as a list of texts.
@@ -341,17 +343,28 @@ func readCommand(r raw) ([]string, error) {
 			return nil, err
 		}
 	}
-	if len(words) > 0 && words[0] == "" {
-		return nil, errors.New("begins with an empty word; write " + want)
-	}
-	return words, nil
+	return words, noEmptyProgram(words)
 }
 
+// noEmptyProgram refuses what no engine could start.
+func noEmptyProgram(words []string) error {
+	if len(words) > 0 && words[0] == "" {
+		return errors.New("begins with an empty word; write a list such as [\"pg_dump\", \"-f\", \"/backup/db\"]")
+	}
+	return nil
+}
+
+// splitCommand takes one text apart: what every command is that is not written
+// as a list of the file.
 func splitCommand(s string) ([]string, error) {
+	s = strings.TrimSpace(s)
 	if strings.HasPrefix(s, "[") {
 		var words []string
 		if err := json.Unmarshal([]byte(s), &words); err != nil {
 			return nil, fmt.Errorf("is no JSON array of texts: %w; write it as [\"pg_dump\", \"-f\", \"/backup/db\"]", err)
+		}
+		if len(words) == 0 {
+			return nil, nil // as an empty text
 		}
 		return words, nil
 	}
@@ -372,7 +385,9 @@ func splitCommand(s string) ([]string, error) {
 }
 
 // readProbe takes the address of a probe. The host may be empty: it is the
-// container's own address then.
+// container's own address then. The command of an exec probe comes out as a
+// JSON array whichever way it is written, so that no backend splits it anew and
+// by rules of its own.
 func readProbe(r raw) (string, error) {
 	const remedy = "write it as http://:8080/healthz, https://:8443/, tcp://:5432 or exec:pg_isready -q"
 	s, err := r.scalar("a probe", "!!str")
@@ -381,10 +396,13 @@ func readProbe(r raw) (string, error) {
 	}
 	if command, ok := strings.CutPrefix(s, "exec:"); ok {
 		words, err := splitCommand(command)
-		if err == nil && len(words) == 0 {
-			err = errors.New("has no command; " + remedy)
+		switch {
+		case err != nil:
+			return "", err
+		case len(words) == 0:
+			return "", errors.New("has no command; " + remedy)
 		}
-		return s, err
+		return "exec:" + inline(words), noEmptyProgram(words)
 	}
 	u, err := url.Parse(s)
 	if err != nil {

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,6 +75,70 @@ func FuzzDuration(f *testing.F) {
 		if theirErr == nil {
 			require.Equal(t, theirs, d)
 		}
+	})
+}
+
+func TestTheWordsOfACommandAreTheSameEverywhere(t *testing.T) {
+	tests := []struct {
+		name, text string
+		want       []string
+		problem    string
+	}{
+		{"words", "/bin/check -q", []string{"/bin/check", "-q"}, ""},
+		{"words with spaces around", "  /bin/check\t-q ", []string{"/bin/check", "-q"}, ""},
+		{"words with quotes", `sh -c 'a && b' "c d" e\ f ''`, []string{"sh", "-c", "a && b", "c d", "e f", ""}, ""},
+		{"a JSON list", `["sh", "-c", "curl -f localhost || exit 1"]`, []string{"sh", "-c", "curl -f localhost || exit 1"}, ""},
+		{"a JSON list with spaces around", ` ["a b"] `, []string{"a b"}, ""},
+		{"no shell", "echo $HOME *", []string{"echo", "$HOME", "*"}, ""},
+		{"half a JSON list", `["a"`, nil, "is no JSON array of texts"},
+		{"a JSON list of numbers", "[1]", nil, "is no JSON array of texts"},
+		{"a JSON list with more behind it", `["a"] b`, nil, "is no JSON array of texts"},
+		{"an open quote", "a 'b", nil, "cannot be taken apart into words"},
+		{"a word for a shell", "a && b", nil, `holds "&&", but no shell runs it`},
+		{"an empty program", `["", "a"]`, nil, "begins with an empty word"},
+		{"an empty program in quotes", `'' a`, nil, "begins with an empty word"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			words, err := readCommand(raw{text: tt.text})
+			probe, probeErr := readProbe(raw{text: "exec:" + tt.text})
+			if tt.problem != "" {
+				require.ErrorContains(t, err, tt.problem)
+				require.EqualError(t, probeErr, err.Error())
+				return
+			}
+			require.NoError(t, err)
+			require.NoError(t, probeErr)
+			require.Equal(t, tt.want, words)
+			require.Equal(t, "exec:"+inline(words), probe, "as JSON, however it is written")
+		})
+	}
+	for _, nothing := range []string{"", " ", "[]"} {
+		_, err := readProbe(raw{text: "exec:" + nothing})
+		require.ErrorContains(t, err, "has no command", "%q", nothing)
+	}
+}
+
+// FuzzExecProbe: what is accepted is a JSON list of words with a program, which
+// is what backends take apart, and says the same when it is read again.
+func FuzzExecProbe(f *testing.F) {
+	for _, s := range []string{"a", "a 'b c'", `["a", "|"]`, `[null]`, ` [""] `, "a\\", "\xff", "a <b", `["\u2028"]`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, command string) {
+		probe, err := readProbe(raw{text: "exec:" + command})
+		if err != nil {
+			require.Contains(t, err.Error(), "; ")
+			return
+		}
+		list := strings.TrimPrefix(probe, "exec:")
+		var words []string
+		require.NoError(t, json.Unmarshal([]byte(list), &words))
+		require.NotEmpty(t, words)
+		require.NotEmpty(t, words[0])
+		again, err := readCommand(raw{text: list})
+		require.NoError(t, err)
+		require.Equal(t, words, again)
 	})
 }
 

@@ -527,22 +527,22 @@ func TestHooksAndProbes(t *testing.T) {
 	}, 30*time.Second, 100*time.Millisecond, "it listens a moment after its start")
 
 	for probe, why := range map[string]string{
-		"http://:8080/":        "",
-		"tcp://:8080":          "",
-		"exec:/app exit 0":     "",
-		"http://:8080/sick":    "503",
-		"tcp://:81":            "refused",
-		"exec:/app exit 4":     "exit code 4",
-		"exec:/nope":           "",
-		"ftp://:1/":            "cannot be read",
-		`exec:["/app","hang"]`: "longer than",
+		"http://:8080/":            "",
+		"tcp://:8080":              "",
+		`exec:["/app","exit","0"]`: "",
+		"http://:8080/sick":        "503",
+		"tcp://:81":                "refused",
+		`exec:["/app","exit","4"]`: "exit code 4",
+		`exec:["/nope"]`:           "",
+		"ftp://:1/":                "cannot be read",
+		`exec:["/app","hang"]`:     "longer than",
 	} {
 		t.Run(probe, func(t *testing.T) {
 			p := c
 			p.Parts = slices.Clone(c.Parts)
 			p.Parts[0].Settings.Health.Probe = probe
 			err := h.Plan(t.Context(), &p, nil)
-			if why == "" && probe != "exec:/nope" {
+			if why == "" && probe != `exec:["/nope"]` {
 				require.NoError(t, err)
 				return
 			}

@@ -220,7 +220,7 @@ func tail(s string) string {
 // that the engine could not be asked.
 func (h *Host) probe(ctx context.Context, b *box, spec string) (why string, err error) {
 	if command, ok := strings.CutPrefix(spec, "exec:"); ok {
-		argv, err := splitCommand(command)
+		argv, err := probeCommand(command)
 		if err != nil {
 			return err.Error(), nil
 		}
@@ -307,17 +307,12 @@ func addressOf(b *box) string {
 	return ""
 }
 
-// splitCommand reads the command of an exec probe: words, or a JSON list where
-// a word has spaces in it.
-func splitCommand(s string) ([]string, error) {
-	s = strings.TrimSpace(s)
+// probeCommand reads the command of an exec probe. Settings hold it as a JSON
+// list however a person wrote it, so it is split in one place only.
+func probeCommand(s string) ([]string, error) {
 	var argv []string
-	if strings.HasPrefix(s, "[") {
-		if err := json.Unmarshal([]byte(s), &argv); err != nil {
-			return nil, fmt.Errorf("command %s is no list of strings: %w", s, err)
-		}
-	} else {
-		argv = strings.Fields(s)
+	if err := json.Unmarshal([]byte(s), &argv); err != nil {
+		return nil, fmt.Errorf("command %s is no JSON list of texts: %w", s, err)
 	}
 	if len(argv) == 0 {
 		return nil, errors.New("the command is empty")

@@ -69,7 +69,7 @@ const (
 // Health says what a changed workload must pass.
 type Health struct {
 	// Probe is asked besides the engine's own verdict: "http://:8080/healthz",
-	// "tcp://:5432", "exec:...". Empty: none.
+	// "tcp://:5432", `exec:["pg_isready","-q"]`. Empty: none.
 	Probe string `json:"probe,omitempty"`
 	// Timeout is the time from start until first healthy; 0 leaves it to the
 	// backend, which knows the image's HEALTHCHECK.
