@@ -100,9 +100,9 @@ defaults:
   post-update: "curl -f 'http://x y'"
   stop-timeout: 20s
   keep: all
-  start-first: false
-  include-stopped: false
-  no-rollback: false
+  start-first: true
+  include-stopped: true
+  no-rollback: true
 `), 0o600))
 	c, err := Load(path, nil)
 	require.NoError(t, err)
@@ -142,6 +142,7 @@ defaults:
 		PostUpdate:  updater.Hook{Command: []string{"curl", "-f", "http://x y"}, Timeout: time.Minute},
 		StopTimeout: 20 * time.Second,
 		Keep:        updater.KeepAll,
+		StartFirst:  true, IncludeStopped: true, NoRollback: true,
 	}, s)
 
 	// A password that was changed is the new one at the next use.
@@ -177,9 +178,6 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"a key of the file in a rule", "rules:\n  - match: {name: x}\n    parallel: 3", `:3: rules[0].parallel: belongs to the whole file; write it at the top, not indented`},
 		{"a cluster", "kubernetes: []", `:1: kubernetes: is not part of this version yet: clusters; remove it`},
 		{"a test", "defaults:\n  health:\n    test: {image: x}", `:3: defaults.health.test: is not part of this version yet: tests beside the updated workload; remove it, or use health.probe`},
-		{"start-first", "defaults:\n  start-first: true", `:2: defaults.start-first: is not supported on a Docker host yet; take it away`},
-		{"include-stopped in a rule", "rules:\n  - match: {name: x}\n    include-stopped: true", `:3: rules[0].include-stopped: is not supported on a Docker host yet; take it away`},
-		{"no-rollback", "defaults: {no-rollback: true}", `:1: defaults.no-rollback: is not supported on a Docker host yet; take it away`},
 		{"no YAML in the first line", "a: b: c", `:1: is no YAML: mapping values are not allowed in this context; look at the indentation, quotes and colons of this line and the one above`},
 		{"no YAML in the second line", "a: 1\nb: }\n", `:2: is no YAML: did not find expected node content; look at the indentation, quotes and colons of this line and the one above`},
 		{"no YAML at the end", "a: [1", `:1: is no YAML: did not find expected ',' or ']'; look at the indentation, quotes and colons of this line and the one above`},

@@ -66,9 +66,9 @@ func settingKeys() []key[updater.Settings] {
 		with("post-update.timeout", "1m", readLimit, func(s *s) *time.Duration { return &s.PostUpdate.Timeout }),
 		with("stop-timeout", "auto", readAutoDuration, func(s *s) *time.Duration { return &s.StopTimeout }),
 		with("keep", "1", readKeep, func(s *s) *int { return &s.Keep }),
-		with("start-first", "false", readNotYet, func(s *s) *bool { return &s.StartFirst }),
-		with("include-stopped", "false", readNotYet, func(s *s) *bool { return &s.IncludeStopped }),
-		with("no-rollback", "false", readNotYet, func(s *s) *bool { return &s.NoRollback }),
+		with("start-first", "false", readFlag, func(s *s) *bool { return &s.StartFirst }),
+		with("include-stopped", "false", readFlag, func(s *s) *bool { return &s.IncludeStopped }),
+		with("no-rollback", "false", readFlag, func(s *s) *bool { return &s.NoRollback }),
 	}
 }
 

@@ -85,7 +85,8 @@ func TestLabelsOfEveryKind(t *testing.T) {
 		"policy": " minor ", "health.timeout": "90s", "health.stable": "5s", "health.probe": "http://:8080/healthz",
 		"enable": "true", "mode": "monitor", "keep": "2", "depends-on": "db, cache", "write": "digest",
 		"pre-update": `pg_dump -f "a b"`, "pre-update.timeout": "5m", "post-update.command": `["sh", "-c", "a && b"]`,
-		"stop-timeout": "auto", "window": "always", "min-age": "0", "no-rollback": "false",
+		"stop-timeout": "auto", "window": "always", "min-age": "0", "start-first": "true",
+		"include-stopped": "true", "no-rollback": "true",
 	}})
 	require.NoError(t, err)
 	want := builtIn()
@@ -98,6 +99,7 @@ func TestLabelsOfEveryKind(t *testing.T) {
 	want.Health = updater.Health{Probe: "http://:8080/healthz", Timeout: 90 * time.Second, Stable: 5 * time.Second}
 	want.PreUpdate = updater.Hook{Command: []string{"pg_dump", "-f", "a b"}, Timeout: 5 * time.Minute}
 	want.PostUpdate = updater.Hook{Command: []string{"sh", "-c", "a && b"}, Timeout: time.Minute}
+	want.StartFirst, want.IncludeStopped, want.NoRollback = true, true, true
 	require.Equal(t, want, s)
 }
 
@@ -121,7 +123,6 @@ func TestEveryBadLabelIsNamed(t *testing.T) {
 		{"a pattern that the rule's template does not fit", map[string]string{"include": "x"}, nil},
 		{"a key of the file", map[string]string{"parallel": "3"}, []string{"parallel: belongs to the whole file; write it in the configuration file"}},
 		{"a test", map[string]string{"health.test.image": "x"}, []string{"health.test.image: is not part of this version yet: tests beside the updated workload; remove it, or use health.probe"}},
-		{"start-first", map[string]string{"start-first": "true"}, []string{"start-first: is not supported on a Docker host yet; take it away"}},
 		{"a window that is none", map[string]string{"window": "Foo"}, []string{`window: "Foo": `}},
 		{"one thing in two ways", map[string]string{"pre-update": "a", "pre-update.command": "b"}, []string{"pre-update.command: says the same as label updaterd.pre-update; keep one"}},
 		{"a command with an open quote", map[string]string{"pre-update": "a 'b"}, []string{"pre-update: cannot be taken apart into words: Unterminated single-quoted string; mend the quotes, or write a JSON array"}},
@@ -148,8 +149,8 @@ func TestEveryBadLabelIsNamed(t *testing.T) {
 func TestBadLabelsAreOneLineOfDetail(t *testing.T) {
 	c, err := Load("", nil)
 	require.NoError(t, err)
-	_, err = c.Settings(updater.Workload{ID: "local/web", Written: map[string]string{"polcy": "minor", "no-rollback": "true"}})
-	require.EqualError(t, err, "label updaterd.no-rollback: is not supported on a Docker host yet; take it away"+
+	_, err = c.Settings(updater.Workload{ID: "local/web", Written: map[string]string{"polcy": "minor", "no-rollback": "yes"}})
+	require.EqualError(t, err, "label updaterd.no-rollback: \"yes\" is neither; write true or false"+
 		"; also label updaterd.polcy: is not a setting; did you mean policy?")
 }
 

@@ -137,16 +137,6 @@ func readFlag(r raw) (bool, error) {
 	return false, fmt.Errorf("%q is neither; write true or false", s)
 }
 
-// readNotYet takes the false of a setting that no backend honours yet. Its true
-// is refused here too, where it has a line, and not only when a workload needs it.
-func readNotYet(r raw) (bool, error) {
-	on, err := readFlag(r)
-	if err == nil && on {
-		err = errors.New("is not supported on a Docker host yet; take it away")
-	}
-	return on, err
-}
-
 // readCount takes a whole number within bounds, both included.
 func readCount(lowest, highest int) reader[int] {
 	return func(r raw) (int, error) {
