@@ -60,9 +60,10 @@ type Config struct {
 	Registries []Registry
 	Notify     []Notify
 
-	defaults map[string]written // by setting, every one present
-	rules    []rule
-	shown    []Value
+	defaults   map[string]written // by setting, every one present
+	rules      []rule
+	labelTests bool // what is written on a workload may name the image of its test
+	shown      []Value
 }
 
 // Log says what is logged, and how.

@@ -95,7 +95,11 @@ defaults:
   min-age: 1w2d
   window: "Sat 22:00-04:00 UTC"
   depends-on: [db, cache]
-  health: {probe: "http://:8080/healthz", timeout: 90s, stable: 0}
+  health:
+    probe: "http://:8080/healthz"
+    timeout: 90s
+    stable: 0
+    test: {image: "ghcr.io/acme/smoke:1", command: [smoke, "a b"], timeout: 2m}
   pre-update: {command: [pg_dump, -f, "a b"], timeout: 5m}
   post-update: "curl -f 'http://x y'"
   stop-timeout: 20s
@@ -132,12 +136,15 @@ defaults:
 		Policy: policy.Spec{
 			Policy: "semver:^1", Include: `^(\d+)\.(\d+)$`, Exclude: "rc", Extract: "$1.$2.0", AllowDowngrade: true,
 		},
-		Pin:         updater.PinFollow,
-		Write:       updater.WriteDigest,
-		MinAge:      9 * 24 * time.Hour,
-		Window:      window,
-		DependsOn:   []string{"db", "cache"},
-		Health:      updater.Health{Probe: "http://:8080/healthz", Timeout: 90 * time.Second},
+		Pin:       updater.PinFollow,
+		Write:     updater.WriteDigest,
+		MinAge:    9 * 24 * time.Hour,
+		Window:    window,
+		DependsOn: []string{"db", "cache"},
+		Health: updater.Health{
+			Probe: "http://:8080/healthz", Timeout: 90 * time.Second,
+			Test: updater.Test{Image: "ghcr.io/acme/smoke:1", Command: []string{"smoke", "a b"}, Timeout: 2 * time.Minute},
+		},
 		PreUpdate:   updater.Hook{Command: []string{"pg_dump", "-f", "a b"}, Timeout: 5 * time.Minute},
 		PostUpdate:  updater.Hook{Command: []string{"curl", "-f", "http://x y"}, Timeout: time.Minute},
 		StopTimeout: 20 * time.Second,
@@ -168,7 +175,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		want string // after "FILE"
 	}{
 		{"an unknown key", "scedule: x", `:1: scedule: is not a key; did you mean schedule?`},
-		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are defaults, docker, jitter, log, notify, parallel, registries, rules, schedule, state, watch`},
+		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are allow-label-tests, defaults, docker, jitter, log, notify, parallel, registries, rules, schedule, state, watch`},
 		{"an underscore in a key", "defaults:\n  min_age: 1d", `:2: defaults.min_age: is not a key; did you mean min-age?`},
 		{"an unknown key in a map", "defaults:\n  health:\n    timeot: 1s", `:3: defaults.health.timeot: is not a key; did you mean timeout?`},
 		{"an unknown key in a list", "docker:\n  - name: a\n    endpont: x", `:3: docker[0].endpont: is not a key; did you mean endpoint?`},
@@ -177,7 +184,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"a setting at the top", "policy: minor", `:1: policy: is a setting of workloads; write it below defaults, as defaults.policy, or in a rule`},
 		{"a key of the file in a rule", "rules:\n  - match: {name: x}\n    parallel: 3", `:3: rules[0].parallel: belongs to the whole file; write it at the top, not indented`},
 		{"a cluster", "kubernetes: []", `:1: kubernetes: is not part of this version yet: clusters; remove it`},
-		{"a test", "defaults:\n  health:\n    test: {image: x}", `:3: defaults.health.test: is not part of this version yet: tests beside the updated workload; remove it, or use health.probe`},
+		{"who may name a test, in a rule", "rules:\n  - match: {name: x}\n    allow-label-tests: true", `:3: rules[0].allow-label-tests: belongs to the whole file; write it at the top, not indented`},
 		{"no YAML in the first line", "a: b: c", `:1: is no YAML: mapping values are not allowed in this context; look at the indentation, quotes and colons of this line and the one above`},
 		{"no YAML in the second line", "a: 1\nb: }\n", `:2: is no YAML: did not find expected node content; look at the indentation, quotes and colons of this line and the one above`},
 		{"no YAML at the end", "a: [1", `:1: is no YAML: did not find expected ',' or ']'; look at the indentation, quotes and colons of this line and the one above`},
@@ -222,6 +229,13 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"a window that is none", "defaults: {window: at night}", `:1: defaults.window: "at night": no times; write it as "Mon-Fri 02:00-05:00 Europe/Berlin"`},
 		{"fewer than no images", "defaults: {keep: -1}", `:1: defaults.keep: "-1" is no number of images; write a whole number from 0 up, or all`},
 		{"a probe without a port", "defaults: {health: {probe: 'http://web/'}}", `:1: defaults.health.probe: "http://web/" has no port from 1 to 65535; write it as http://:8080/healthz, https://:8443/, tcp://:5432 or exec:pg_isready -q`},
+		{"an exec probe for a shell", "defaults: {health: {probe: 'exec:a | b'}}", `:1: defaults.health.probe: holds "|", but no shell runs it; write it as ["sh", "-c", "..."]`},
+		{"a test that is only an image", "defaults: {health: {test: smoke}}", `:1: defaults.health.test: is text; write a map of image, command, timeout`},
+		{"a test in no image", "defaults: {health.test: {image: 'acme/Smoke'}}", `:1: defaults.health.test.image: "acme/Smoke" is no image: invalid reference format: repository name (acme/Smoke) must be lowercase; write an image such as ghcr.io/acme/smoke-test:1`},
+		{"a test with a command and no image", "defaults:\n  health.test:\n    command: [smoke]", `:3: defaults.health.test.command: is for a test that has no image; name one as health.test.image in the configuration file, or take it away`},
+		{"a rule with a command and no image", "rules:\n  - match: {name: x}\n    health.test.command: smoke", `:3: rules[0].health.test.command: is for a test that has no image; name one as health.test.image in the configuration file, or take it away`},
+		{"no time for a test", "defaults: {health.test: {image: a, timeout: 0}}", `:1: defaults.health.test.timeout: cannot be 0; write a duration such as 90s`},
+		{"less than no time for a test", "defaults: {health.test: {image: a, timeout: -1s}}", `:1: defaults.health.test.timeout: "-1s" is negative; write a duration from 0 up`},
 		{"a command for a shell", "defaults: {pre-update: a && b}", `:1: defaults.pre-update.command: holds "&&", but no shell runs it; write it as ["sh", "-c", "..."]`},
 		{"a command with a number", "defaults: {pre-update: [sleep, 5]}", `:1: defaults.pre-update.command: entry 2 5 is a number in YAML; put it in quotes: "5"`},
 		{"an empty name in a list", "defaults: {depends-on: ['']}", `:1: defaults.depends-on: entry 1 is empty; write a list of names, or one text with commas`},
@@ -586,6 +600,7 @@ func FuzzLoad(f *testing.F) {
 		"", "{}", "- a", "a: &a [*a]", "a: b\n---\n", "defaults: {<<: {a: b}}", "rules: [{match: {name: '*'}, keep: all}]",
 		"docker: [{name: a, endpoint: 'unix:///x'}]", "schedule: TZ=", "defaults: {pre-update: 'a \"b'}", "? a\n: b", "\t", "\xff",
 		"rules: [{match: {labels: {a: b, a: c}}}]", "notify: [{url: 'http://[::1', on: failed}]", "%YAML 1.1\n--- !!set {a}",
+		"allow-label-tests: true\ndefaults: {health: {probe: 'exec:a \"b', test: {image: A, command: b}}}",
 	} {
 		f.Add(s, "semver:^1")
 	}
@@ -606,7 +621,9 @@ func FuzzLoad(f *testing.F) {
 			return
 		}
 		require.NotEmpty(t, c.Docker)
-		w := updater.Workload{ID: "local/web", Name: "web", Image: label, Written: map[string]string{"policy": label}}
+		w := updater.Workload{ID: "local/web", Name: "web", Image: label, Written: map[string]string{
+			"policy": label, "health.test.image": label, "health.test.command": label,
+		}}
 		if _, err := c.Settings(w); err != nil {
 			require.ErrorAs(t, err, &problems)
 		}

@@ -60,6 +60,9 @@ func settingKeys() []key[updater.Settings] {
 		with("health.probe", "", readProbe, func(s *s) *string { return &s.Health.Probe }),
 		with("health.timeout", "auto", readAutoDuration, func(s *s) *time.Duration { return &s.Health.Timeout }),
 		with("health.stable", "10s", readDuration, func(s *s) *time.Duration { return &s.Health.Stable }),
+		with("health.test.image", "", readImage, func(s *s) *string { return &s.Health.Test.Image }),
+		with("health.test.command", "", readCommand, func(s *s) *[]string { return &s.Health.Test.Command }),
+		with("health.test.timeout", "30s", readLimit, func(s *s) *time.Duration { return &s.Health.Test.Timeout }),
 		with("pre-update.command", "", readCommand, func(s *s) *[]string { return &s.PreUpdate.Command }),
 		with("pre-update.timeout", "1m", readLimit, func(s *s) *time.Duration { return &s.PreUpdate.Timeout }),
 		with("post-update.command", "", readCommand, func(s *s) *[]string { return &s.PostUpdate.Command }),
@@ -77,9 +80,6 @@ func settingNames() names {
 	n := namesOf(settingKeys())
 	n.short = map[string]string{"pre-update": "pre-update.command", "post-update": "post-update.command"}
 	n.refused = map[string]string{}
-	for _, test := range []string{"health.test", "health.test.image", "health.test.command", "health.test.timeout"} {
-		n.refused[test] = "is not part of this version yet: tests beside the updated workload; remove it, or use health.probe"
-	}
 	for _, k := range fileKeys() {
 		n.refused[k.name] = "belongs to the whole file; write it at the top, not indented"
 	}
@@ -96,6 +96,7 @@ func fileKeys() []key[Config] {
 		// The default of state depends on the environment; see Load.
 		without("state", readPath, func(c *c) *string { return &c.State }),
 		with("parallel", "4", readCount(1, 256), func(c *c) *int { return &c.Parallel }),
+		with("allow-label-tests", "false", readFlag, func(c *c) *bool { return &c.labelTests }),
 		with("log.level", "info", readChoice("debug", "info", "warn", "error"), func(c *c) *string { return &c.Log.Level }),
 		with("log.format", "text", readChoice("text", "json"), func(c *c) *string { return &c.Log.Format }),
 	}

@@ -147,10 +147,14 @@ func spellings(image string) []string {
 	return all
 }
 
-// overlay lays values over others.
+// overlay lays values over others. An empty image undoes the test below it,
+// whose command would otherwise be left without anything to run in.
 func overlay(below map[string]written, layers ...map[string]written) map[string]written {
 	all := maps.Clone(below)
 	for _, above := range layers {
+		if image, ok := above["health.test.image"]; ok && image.value == "" {
+			all["health.test.command"] = written{from: image.from}
+		}
 		maps.Copy(all, above)
 	}
 	return all
@@ -167,8 +171,14 @@ func settle(values map[string]written) (updater.Settings, Problems) {
 			*h = updater.Hook{}
 		}
 	}
-	_, err := policy.Parse(s.Policy)
 	var problems Problems
+	if t := &s.Health.Test; t.Image == "" { // nor is there a test without an image
+		if len(t.Command) > 0 {
+			problems = append(problems, values["health.test.command"].from.problem(errors.New(noImage)))
+		}
+		*t = updater.Test{}
+	}
+	_, err := policy.Parse(s.Policy)
 	for _, err := range unjoin(err) {
 		var fe *policy.FieldError
 		if !errors.As(err, &fe) {
@@ -180,6 +190,9 @@ func settle(values map[string]written) (updater.Settings, Problems) {
 	}
 	return s, problems
 }
+
+// noImage is what is wrong with the other settings of a test then.
+const noImage = "is for a test that has no image; name one as health.test.image in the configuration file, or take it away"
 
 // unjoin are the errors that errors.Join put together.
 func unjoin(err error) []error {
@@ -197,9 +210,14 @@ func unjoin(err error) []error {
 // wraps a Problems that names every bad key written on the workload, and says
 // them on one line.
 func (c *Config) Settings(w updater.Workload) (updater.Settings, error) {
-	own, problems := onWorkload(w)
+	own, problems := c.onWorkload(w)
 	s, more := settle(overlay(c.defaults, c.rule(w), own))
-	if problems = append(problems, more...); len(problems) > 0 {
+	problems = append(problems, more...)
+	// Below defaults, the time is there for the rules that name an image.
+	if limit, ok := own["health.test.timeout"]; ok && s.Health.Test.Image == "" {
+		problems = append(problems, limit.from.problem(errors.New(noImage)))
+	}
+	if len(problems) > 0 {
 		return s, oneLine{w.ID, problems.sorted()}
 	}
 	return s, nil
@@ -209,7 +227,7 @@ func (c *Config) Settings(w updater.Workload) (updater.Settings, error) {
 // A setting on the workload that Settings refuses is not in effect, and not
 // here.
 func (c *Config) Explain(w updater.Workload) []Value {
-	own, _ := onWorkload(w) // reported by Settings
+	own, _ := c.onWorkload(w) // reported by Settings
 	values := overlay(c.defaults, c.rule(w), own)
 	var all []Value
 	for _, k := range settingKeys() {
@@ -231,7 +249,7 @@ func (c *Config) rule(w updater.Workload) map[string]written {
 
 // onWorkload reads what is written on a workload: labels on a Docker host,
 // annotations in a cluster.
-func onWorkload(w updater.Workload) (map[string]written, Problems) {
+func (c *Config) onWorkload(w updater.Workload) (map[string]written, Problems) {
 	label := "label updaterd."
 	if w.Namespace != "" {
 		label = "annotation updaterd.dev/"
@@ -239,6 +257,7 @@ func onWorkload(w updater.Workload) (map[string]written, Problems) {
 	keys, known := settingKeys(), settingNames()
 	values := map[string]written{}
 	var problems Problems
+	var noTest bool
 	for _, name := range slices.Sorted(maps.Keys(w.Written)) {
 		from := place{file: w.ID, key: label + name, source: label + name}
 		text := strings.TrimSpace(w.Written[name])
@@ -249,6 +268,9 @@ func onWorkload(w updater.Workload) (map[string]written, Problems) {
 		i := slices.Index(known.leaves, long) // in the order of the table
 		if i < 0 {
 			err := errors.New("is not a setting" + meant(name, siblingsInFull(known)))
+			if below := beneath(known.leaves, name); len(below) > 0 {
+				err = fmt.Errorf("is not a setting by itself; write one of %s.%s", name, strings.Join(below, ", "+name+"."))
+			}
 			if refused := known.refused[name]; refused != "" {
 				err = errors.New(strings.Replace(refused, "write it at the top, not indented", "write it in the configuration file", 1))
 			}
@@ -260,11 +282,20 @@ func onWorkload(w updater.Workload) (map[string]written, Problems) {
 			continue
 		}
 		v, err := keys[i].read(raw{text: text})
+		if long == "health.test.image" && text != "" && !c.labelTests {
+			// Who may label a container could otherwise run anything here.
+			err = errors.New("names an image to run, which only the configuration file may; write it there, or allow-label-tests: true at its top")
+		}
 		if err != nil {
 			problems = append(problems, from.problem(err))
+			noTest = noTest || long == "health.test.image"
 			continue
 		}
 		values[long] = written{v, text, from}
+	}
+	if noTest { // what stands beside a refused image would be refused for want of one
+		delete(values, "health.test.command")
+		delete(values, "health.test.timeout")
 	}
 	return values, problems
 }

@@ -103,6 +103,104 @@ func TestLabelsOfEveryKind(t *testing.T) {
 	require.Equal(t, want, s)
 }
 
+func TestTheTestThatMustPass(t *testing.T) {
+	const (
+		image   = "health.test.image"
+		command = "health.test.command"
+		timeout = "health.test.timeout"
+		refused = "label updaterd.health.test.image: names an image to run, which only the configuration file may; write it there, or allow-label-tests: true at its top"
+	)
+	type labels = map[string]string
+	smoke := updater.Test{Image: "smoke:1", Timeout: 30 * time.Second}
+	with := func(change func(*updater.Test)) updater.Test {
+		test := smoke
+		change(&test)
+		return test
+	}
+	tests := []struct {
+		name, file string
+		labels     labels
+		want       updater.Test
+		problem    string
+	}{
+		{"nobody wants one", "{}", nil, updater.Test{}, ""},
+		{"a time alone is none", "defaults: {health.test.timeout: 1m}", nil, updater.Test{}, ""},
+		{"an image is enough", "defaults: {health.test.image: 'smoke:1'}", nil, smoke, ""},
+		{"an image with a digest", "defaults: {health.test.image: 'a.io:5000/b@sha256:" + strings.Repeat("0a", 32) + "'}", nil,
+			with(func(t *updater.Test) { t.Image = "a.io:5000/b@sha256:" + strings.Repeat("0a", 32) }), ""},
+		{"a rule for this one", "rules: [{match: {name: web}, health: {test: {image: 'smoke:1', command: ['a b', c], timeout: 1m}}}]", nil,
+			updater.Test{Image: "smoke:1", Command: []string{"a b", "c"}, Timeout: time.Minute}, ""},
+		{"a rule for another", "rules: [{match: {name: db}, health.test.image: 'smoke:1'}]", nil, updater.Test{}, ""},
+		{"a rule with the command for the image of defaults", "defaults: {health.test.image: 'smoke:1'}\nrules: [{match: {name: web}, health.test.command: a b}]", nil,
+			with(func(t *updater.Test) { t.Command = []string{"a", "b"} }), ""},
+		{"a rule undoes the test, command and all", "defaults: {health.test: {image: 'smoke:1', command: a}}\nrules: [{match: {name: web}, health.test.image: ''}]", nil,
+			updater.Test{}, ""},
+		{"a rule undoes the test, and a label commands", "defaults: {health.test: {image: 'smoke:1', command: a}}\nrules: [{match: {name: web}, health.test.image: ''}]", labels{command: "b"},
+			updater.Test{}, "label updaterd.health.test.command: " + noImage},
+
+		{"a label with a command and a time", "defaults: {health.test.image: 'smoke:1'}", labels{command: `a "b c"`, timeout: "5s"},
+			updater.Test{Image: "smoke:1", Command: []string{"a", "b c"}, Timeout: 5 * time.Second}, ""},
+		{"a label with the image's own command", "defaults: {health.test: {image: 'smoke:1', command: a}}", labels{command: "[]"}, smoke, ""},
+		{"a label with a command and no image", "{}", labels{command: "a"}, updater.Test{}, "label updaterd.health.test.command: " + noImage},
+		{"a label with a time and no image", "{}", labels{timeout: "1m"}, updater.Test{}, "label updaterd.health.test.timeout: " + noImage},
+		{"a label with an image", "{}", labels{image: "evil"}, updater.Test{}, refused},
+		{"a label with all of a test is refused for its image alone", "{}", labels{image: "evil", command: "a", timeout: "1m"}, updater.Test{}, refused},
+		{"a label with another image than the file's", "defaults: {health.test.image: 'smoke:1'}", labels{image: "evil"}, updater.Test{}, refused},
+		{"a label with the file's own image", "defaults: {health.test.image: 'smoke:1'}", labels{image: "smoke:1"}, updater.Test{}, refused},
+		{"a label that undoes the test", "defaults: {health.test: {image: 'smoke:1', command: a}}", labels{image: ""}, updater.Test{}, ""},
+
+		{"a label with an image, where that is allowed", "allow-label-tests: true", labels{image: "smoke:1"}, smoke, ""},
+		{"a label with all of a test, where that is allowed", "allow-label-tests: true", labels{image: "smoke:1", command: `["a"]`, timeout: "1m"},
+			updater.Test{Image: "smoke:1", Command: []string{"a"}, Timeout: time.Minute}, ""},
+		{"a label before the file, where that is allowed", "allow-label-tests: true\ndefaults: {health.test: {image: other, command: a}}", labels{image: "smoke:1"},
+			with(func(t *updater.Test) { t.Command = []string{"a"} }), ""},
+		{"a label with an image that is none, where that is allowed", "allow-label-tests: true", labels{image: "a b", command: "c"}, updater.Test{},
+			`label updaterd.health.test.image: "a b" is no image: invalid reference format; write an image such as ghcr.io/acme/smoke-test:1`},
+		{"a label that allows itself", "{}", labels{"allow-label-tests": "true"}, updater.Test{},
+			"label updaterd.allow-label-tests: belongs to the whole file; write it in the configuration file"},
+		{"a label with half a key", "{}", labels{"health.test": "smoke"}, updater.Test{},
+			"label updaterd.health.test: is not a setting by itself; write one of health.test.image, health.test.command, health.test.timeout"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := from(t, tt.file)
+			require.NoError(t, err)
+			w := updater.Workload{ID: "local/web", Name: "web", Written: tt.labels}
+			s, err := c.Settings(w)
+			if tt.problem != "" {
+				require.EqualError(t, err, tt.problem)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, tt.want, s.Health.Test)
+			require.Equal(t, tt.want.Image, shown(t, c.Explain(w), image).Value)
+			require.Equal(t, inline(tt.want.Command), inline(asCommand(t, shown(t, c.Explain(w), command).Value)))
+		})
+	}
+}
+
+// asCommand reads a command as it is shown.
+func asCommand(t *testing.T, text string) []string {
+	t.Helper()
+	words, err := readCommand(raw{text: text})
+	require.NoError(t, err)
+	return words
+}
+
+func TestTheEnvironmentMayNameATest(t *testing.T) {
+	c, err := Load("", []string{"UPDATERD_DEFAULTS_HEALTH_TEST_IMAGE=smoke:1", "UPDATERD_DEFAULTS_HEALTH_TEST_COMMAND=a b"})
+	require.NoError(t, err)
+	s, err := c.Settings(updater.Workload{Name: "web"})
+	require.NoError(t, err)
+	require.Equal(t, updater.Test{Image: "smoke:1", Command: []string{"a", "b"}, Timeout: 30 * time.Second}, s.Health.Test)
+
+	c, err = Load("", []string{"UPDATERD_ALLOW_LABEL_TESTS=true"})
+	require.NoError(t, err)
+	s, err = c.Settings(updater.Workload{Name: "web", Written: map[string]string{"health.test.image": "smoke:1"}})
+	require.NoError(t, err)
+	require.Equal(t, "smoke:1", s.Health.Test.Image)
+}
+
 func TestEveryBadLabelIsNamed(t *testing.T) {
 	c, err := from(t, "rules: [{match: {name: web}, include: '(\\d+)', extract: $1}]")
 	require.NoError(t, err)
@@ -122,7 +220,6 @@ func TestEveryBadLabelIsNamed(t *testing.T) {
 		{"an empty policy", map[string]string{"policy": ""}, []string{`policy: "": it is empty; write one of`}},
 		{"a pattern that the rule's template does not fit", map[string]string{"include": "x"}, nil},
 		{"a key of the file", map[string]string{"parallel": "3"}, []string{"parallel: belongs to the whole file; write it in the configuration file"}},
-		{"a test", map[string]string{"health.test.image": "x"}, []string{"health.test.image: is not part of this version yet: tests beside the updated workload; remove it, or use health.probe"}},
 		{"a window that is none", map[string]string{"window": "Foo"}, []string{`window: "Foo": `}},
 		{"one thing in two ways", map[string]string{"pre-update": "a", "pre-update.command": "b"}, []string{"pre-update.command: says the same as label updaterd.pre-update; keep one"}},
 		{"a command with an open quote", map[string]string{"pre-update": "a 'b"}, []string{"pre-update: cannot be taken apart into words: Unterminated single-quoted string; mend the quotes, or write a JSON array"}},

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	shellquote "github.com/kballard/go-shellquote"
 	"go.yaml.in/yaml/v3"
 
@@ -372,6 +373,19 @@ func splitCommand(s string) ([]string, error) {
 		}
 	}
 	return words, nil
+}
+
+// readImage takes the reference of an image; an empty one is none.
+func readImage(r raw) (string, error) {
+	const want = "an image such as ghcr.io/acme/smoke-test:1"
+	s, err := r.scalar(want, "!!str")
+	if err != nil || s == "" {
+		return "", err
+	}
+	if _, err := reference.ParseNormalizedNamed(s); err != nil {
+		return "", fmt.Errorf("%q is no image: %w; write %s", s, err, want)
+	}
+	return s, nil
 }
 
 // readProbe takes the address of a probe. The host may be empty: it is the
