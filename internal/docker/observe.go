@@ -88,11 +88,6 @@ func (h *Host) at(ctx context.Context, c updater.Change, o origin, s updater.Sid
 	return b.old, err
 }
 
-// Test implements updater.Backend.
-func (h *Host) Test(context.Context, updater.Change, int) (updater.Result, error) {
-	return updater.Result{}, errors.New("health.test is not supported on a docker host yet")
-}
-
 // observation is what one inspect tells.
 func observation(b *box) updater.Observation {
 	st := b.State
