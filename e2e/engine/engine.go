@@ -4,9 +4,10 @@
 //
 // A private engine never touches what a Docker that is already on the machine
 // lives by: it has its own directories, bridge, address range and cgroup, adds
-// no firewall rules (a second dockerd that does would flush those of the
-// first), and leaves IP forwarding as it is. Published ports are therefore
-// served by docker-proxy, and containers cannot reach the internet.
+// no firewall rules but one for its own addresses (a second dockerd that does
+// would flush those of the first), and leaves IP forwarding as it is. Published
+// ports are therefore served by docker-proxy, and containers cannot reach the
+// internet.
 package engine
 
 import (
@@ -96,9 +97,11 @@ func Available() error {
 const sbin = "/usr/local/sbin:/usr/sbin:/sbin"
 
 // dockerd is the path of the program, or empty.
-func dockerd() string {
+func dockerd() string { return program("dockerd") }
+
+func program(name string) string {
 	for _, dir := range filepath.SplitList(os.Getenv("PATH") + ":" + sbin) {
-		if path, err := exec.LookPath(filepath.Join(dir, "dockerd")); err == nil {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
 			return path
 		}
 	}
@@ -186,6 +189,7 @@ func (e *Engine) prepare() error {
 	if err = os.WriteFile(filepath.Join(e.Dir, "slot"), []byte(strconv.Itoa(e.slot)), 0o600); err != nil {
 		return err
 	}
+	openFirewall(e.Subnet)
 	data := filepath.Join(e.Dir, "data")
 	if err = os.Mkdir(data, 0o711); err != nil {
 		return err
@@ -480,6 +484,7 @@ func remove(dir string, slot int) error {
 	endProcesses(dir)
 	errs = append(errs, unmountUnder(dir))
 	if slot >= 0 {
+		closeFirewall(slotSubnet(slot))
 		errs = append(errs, removeBridges(slotSubnet(slot)))
 		removeCgroups(bridgeName(slot))
 	}
