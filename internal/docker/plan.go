@@ -310,9 +310,11 @@ func (h *Host) imageRaw(ctx context.Context, id string) (json.RawMessage, error)
 	return raw.Bytes(), nil
 }
 
-// engineHealth is the engine's own verdict.
+// engineHealth is the engine's own verdict on what runs. Between an exit and the
+// restart the engine calls a container unhealthy as well, though no check has
+// failed: that is a crash, and the count of restarts judges it.
 func engineHealth(b *box) updater.EngineHealth {
-	if b.State.Health == nil {
+	if b.State.Health == nil || !b.State.Running || b.State.Restarting {
 		return updater.HealthNone
 	}
 	switch b.State.Health.Status {

@@ -384,6 +384,23 @@ func TestTimeoutOfAHealthCheck(t *testing.T) {
 	}
 }
 
+func TestHealthOfWhatDoesNotRun(t *testing.T) {
+	for name, row := range map[string]struct {
+		state container.State
+		want  updater.EngineHealth
+	}{
+		"running":                   {container.State{Running: true}, updater.HealthUnhealthy},
+		"exited":                    {container.State{}, updater.HealthNone},
+		"about to be started again": {container.State{Running: true, Restarting: true}, updater.HealthNone},
+	} {
+		t.Run(name, func(t *testing.T) {
+			row.state.Health = &container.Health{Status: container.Unhealthy}
+			b := &box{InspectResponse: container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{State: &row.state}}}
+			require.Equal(t, row.want, engineHealth(b))
+		})
+	}
+}
+
 func TestRestartsOfTheLifeBeforeDoNotCount(t *testing.T) {
 	o := origin{Restarts: 5, StartedAt: "then"}
 	b := func(restarts int, started string) *box {
