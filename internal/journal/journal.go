@@ -5,7 +5,8 @@
 // directory:
 //
 //	local.db     the journal of the backend "local"
-//	local.lock   locked, with a pid in it, while a process changes that backend
+//	local.lock   locked, with a pid in it (and "finishing", see File), while a
+//	             process changes that backend
 //	owner        the id of this installation
 //
 // The database is opened for one transaction at a time, so that commands which
@@ -47,6 +48,11 @@ var (
 // File is the journal of one backend in a state directory. It implements
 // [updater.State].
 type File struct {
+	// Finishing is set before Lead by a process that does nothing but finish the
+	// update of updaterd itself: the Lead of others then fails with
+	// updater.ErrFinishing as well, so that they stand by instead of giving up.
+	Finishing bool
+
 	dir  string
 	path string // of the database
 	lock string // path of the lock file

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -21,6 +22,13 @@ import (
 // one that others would find.
 const watchEvery = 5 * time.Second
 
+// settlePause is what a process that has just locked the lock file is given to
+// write into it who it is.
+const settlePause = 50 * time.Millisecond
+
+// finishing is what a finishing process writes behind its pid.
+const finishing = "finishing"
+
 // Lead implements [updater.State]. Besides what that promises: a damaged
 // journal is moved to <backend>.db.corrupt-<time> and a new one begun, also
 // when the damage shows only later. If that cannot be done (a full disk, say),
@@ -28,7 +36,7 @@ const watchEvery = 5 * time.Second
 // write. A journal that a newer updaterd wrote is left alone; then all its
 // methods fail.
 func (f *File) Lead(ctx context.Context, do func(context.Context, updater.Journal) error) error {
-	lock, err := f.lead()
+	lock, err := f.lead(ctx)
 	if err != nil {
 		return err
 	}
@@ -63,8 +71,8 @@ func (f *File) Lead(ctx context.Context, do func(context.Context, updater.Journa
 	return err
 }
 
-// lead locks the lock file and writes our pid into it, for others to name.
-func (f *File) lead() (*os.File, error) {
+// lead locks the lock file and writes into it who we are, for others to name.
+func (f *File) lead(ctx context.Context) (*os.File, error) {
 	if err := makeDir(f.dir); err != nil {
 		return nil, remedy(f.dir, fmt.Errorf("making the state directory: %w", err))
 	}
@@ -83,9 +91,9 @@ func (f *File) lead() (*os.File, error) {
 		}
 		err = tryLock(lock, syscall.LOCK_EX)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			who := holder(lock)
+			err := f.led(ctx, lock)
 			lock.Close()
-			return nil, fmt.Errorf("%w: %s holds %s; stop it first (looking, and a person's word, work beside it)", updater.ErrLed, who, f.lock)
+			return nil, err
 		}
 		if err != nil {
 			lock.Close()
@@ -99,33 +107,65 @@ func (f *File) lead() (*os.File, error) {
 			}
 			continue
 		}
-		if err := writePid(lock); err != nil {
-			// The pid is a courtesy to whoever comes second.
+		if err := f.sign(lock); err != nil {
+			// It is a courtesy to whoever comes second.
 			f.log.Warn("pid cannot be written into the lock file", "err", err)
 		}
 		return lock, nil
 	}
 }
 
-func writePid(lock *os.File) error {
-	pid := []byte(strconv.Itoa(os.Getpid()) + "\n")
+// sign writes who we are into the lock file.
+func (f *File) sign(lock *os.File) error {
+	text := strconv.Itoa(os.Getpid())
+	if f.Finishing {
+		text += " " + finishing
+	}
+	text += "\n"
 	// First over the old one and then cut: on a full disk an old block can
 	// still be written, while a new one cannot be had.
-	if _, err := lock.WriteAt(pid, 0); err != nil {
+	if _, err := lock.WriteAt([]byte(text), 0); err != nil {
 		return err
 	}
-	return lock.Truncate(int64(len(pid)))
+	return lock.Truncate(int64(len(text)))
 }
 
-// holder names the process that has locked the file.
-func holder(lock *os.File) string {
-	content, err := io.ReadAll(io.NewSectionReader(lock, 0, 32))
-	if err == nil {
-		if pid, err := strconv.Atoi(string(bytes.TrimSpace(content))); err == nil {
-			return fmt.Sprintf("pid %d", pid)
+// led is the error for a lock file that another process has locked.
+func (f *File) led(ctx context.Context, lock *os.File) error {
+	pid, finishes := holder(lock)
+	if !finishes {
+		// What stands there may be of the one before: whoever takes over from a
+		// daemon is asked about by that daemon a moment later.
+		select {
+		case <-ctx.Done():
+		case <-time.After(settlePause):
 		}
+		pid, finishes = holder(lock)
 	}
-	return "a process"
+	who := "a process"
+	if pid != 0 {
+		who = fmt.Sprintf("pid %d", pid)
+	}
+	if finishes {
+		return fmt.Errorf("%w: %s holds %s: %w", updater.ErrLed, who, f.lock, updater.ErrFinishing)
+	}
+	return fmt.Errorf("%w: %s holds %s; stop it first (looking, and a person's word, work beside it)", updater.ErrLed, who, f.lock)
+}
+
+// holder is who has locked the file, as it says itself: its pid, 0 if it does
+// not, and whether it is a finishing one. Only the first line counts, since what
+// was longer before is cut later.
+func holder(lock *os.File) (pid int, finishes bool) {
+	content, err := io.ReadAll(io.NewSectionReader(lock, 0, 32))
+	if err != nil {
+		return 0, false
+	}
+	line, _, _ := bytes.Cut(content, []byte("\n"))
+	number, role, _ := strings.Cut(string(line), " ")
+	if pid, err = strconv.Atoi(number); err != nil {
+		return 0, false
+	}
+	return pid, role == finishing
 }
 
 // watch ends the lead when the lock file has been removed or replaced: then

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -27,7 +28,7 @@ const partVariable = "UPDATERD_JOURNAL_TEST_PART"
 
 func TestMain(m *testing.M) {
 	parts := map[string]func(require.TestingT, string){
-		"save": partSave, "edit": partEdit, "lead": partLead, "linger": partLinger,
+		"save": partSave, "edit": partEdit, "lead": partLead, "finish": partFinish, "linger": partLinger,
 		"owner": partOwner, "full": partFull,
 	}
 	if part := parts[os.Getenv(partVariable)]; part != nil {
@@ -208,10 +209,18 @@ func TestProcessesLoseNoEditOfEachOther(t *testing.T) {
 }
 
 // partLead leads, and has a child of its own which outlives it.
-func partLead(t require.TestingT, dir string) {
+func partLead(t require.TestingT, dir string) { leadOn(t, New(dir, "local", discard())) }
+
+// partFinish does so as the process that finishes the update of updaterd itself.
+func partFinish(t require.TestingT, dir string) {
 	f := New(dir, "local", discard())
+	f.Finishing = true
+	leadOn(t, f)
+}
+
+func leadOn(t require.TestingT, f *File) {
 	require.NoError(t, f.Lead(context.Background(), func(context.Context, updater.Journal) error {
-		child := exec.Command(os.Args[0], dir)
+		child := exec.Command(os.Args[0], f.dir)
 		child.Env = append(os.Environ(), partVariable+"=linger")
 		child.Stdin, child.Stdout = os.Stdin, os.Stdout
 		require.NoError(t, child.Start())
@@ -251,6 +260,80 @@ func TestOneLeads(t *testing.T) {
 		require.Equal(t, fmt.Sprintf("%d\n", os.Getpid()), string(content))
 		return j.Note(ctx, updater.Entry{})
 	}))
+}
+
+func TestOthersStandByWhileOneFinishes(t *testing.T) {
+	dir := t.TempDir()
+	f := New(dir, "local", discard())
+	// A daemon led here until a moment ago: what it wrote is shorter.
+	require.NoError(t, f.Lead(t.Context(), func(context.Context, updater.Journal) error { return nil }))
+
+	cmd, said := play(t, "finish", dir)
+	line, err := said.ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "here\n", line)
+	err = f.Lead(t.Context(), nil)
+	require.ErrorIs(t, err, updater.ErrLed)
+	require.ErrorIs(t, err, updater.ErrFinishing)
+	require.ErrorContains(t, err, fmt.Sprintf("pid %d holds %s", cmd.Process.Pid, filepath.Join(dir, "local.lock")))
+
+	// Killed: whoever leads next is no finishing one, and does not pass for it.
+	require.NoError(t, cmd.Process.Kill())
+	_, err = cmd.Process.Wait()
+	require.NoError(t, err)
+	require.NoError(t, f.Lead(t.Context(), func(ctx context.Context, _ updater.Journal) error {
+		err := New(dir, "local", discard()).Lead(ctx, nil)
+		require.ErrorIs(t, err, updater.ErrLed)
+		require.NotErrorIs(t, err, updater.ErrFinishing)
+		return nil
+	}))
+}
+
+func TestWhoHoldsALockFile(t *testing.T) {
+	for name, c := range map[string]struct {
+		content  string
+		pid      int
+		finishes bool
+	}{
+		"a daemon":                               {"123\n", 123, false},
+		"a finishing process":                    {"7 finishing\n", 7, true},
+		"a daemon, not yet cut":                  {"123\nishing\n", 123, false},
+		"nobody yet":                             {"", 0, false},
+		"something else":                         {"who knows\n", 0, false},
+		"a later version that says what we know": {"8 finishing\nmore\n", 8, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lock, err := os.Create(filepath.Join(t.TempDir(), "lock"))
+			require.NoError(t, err)
+			defer lock.Close()
+			_, err = lock.WriteString(c.content)
+			require.NoError(t, err)
+			pid, finishes := holder(lock)
+			require.Equal(t, c.pid, pid)
+			require.Equal(t, c.finishes, finishes)
+		})
+	}
+}
+
+// TestADaemonIsToldWhoHasJustTakenOver asks in the moment between the lock and
+// the signature: the daemon would end itself if it took the old one for true.
+func TestADaemonIsToldWhoHasJustTakenOver(t *testing.T) {
+	dir := t.TempDir()
+	f := New(dir, "local", discard())
+	require.NoError(t, f.Lead(t.Context(), func(context.Context, updater.Journal) error { return nil }))
+	lock, err := os.OpenFile(f.lock, os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer release(lock)
+	require.NoError(t, tryLock(lock, syscall.LOCK_EX))
+	synctest.Test(t, func(t *testing.T) {
+		signed := make(chan error, 1)
+		go func() {
+			time.Sleep(settlePause / 2)
+			signed <- (&File{Finishing: true}).sign(lock)
+		}()
+		require.ErrorIs(t, f.Lead(t.Context(), nil), updater.ErrFinishing)
+		require.NoError(t, <-signed)
+	})
 }
 
 func partOwner(t require.TestingT, dir string) {
