@@ -19,9 +19,16 @@ type Harness struct {
 	// Start runs a workload on a good image and returns the wish to move it to
 	// one that behaves as told: no Origin yet, phase preparing.
 	Start func(t *testing.T, name string, to Behaviour) updater.Change
+	// StartGroup runs three workloads on good images: one called name, and two
+	// that live in its network namespace, called name-a and name-b. It returns
+	// the wish to move those of them that are keys of to, by name, to images that
+	// behave as told: no Origin yet, phase preparing.
+	StartGroup func(t *testing.T, name string, to map[string]Behaviour) updater.Change
+	// Stop stops a workload, as a person would.
+	Stop func(t *testing.T, name string)
 	// Look says of one workload all that a person configured and can see: what
-	// it runs, whether it runs, its restart policy, its settings. No ids, no
-	// times. "" when there is none.
+	// it runs, whether it runs, its restart policy, its settings; what it shares
+	// with others by their names. No ids, no times. "" when there is none.
 	Look func(t *testing.T, name string) string
 	// Leftovers names what a change of the workload has left behind.
 	Leftovers func(t *testing.T, name string) []string
@@ -50,6 +57,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("an update whose calls fail once, done or not, ends well", c.failures)
 	t.Run("a restore whose calls fail once, done or not, ends well", c.failingRestore)
 	t.Run("a change whose record was lost is found by its traces", c.traces)
+	t.Run("a group", c.group)
 }
 
 type contract struct{ Harness }
@@ -72,12 +80,22 @@ func alone(workload string) (updater.Settings, error) {
 // until looks at a side until ok says so.
 func until(t *testing.T, b updater.Backend, ch updater.Change, s updater.Side, what string, ok func(updater.Observation) bool) {
 	t.Helper()
+	untilPart(t, b, ch, 0, s, what, ok)
+}
+
+// untilPart looks at a side of one part until ok says so, and returns what it saw.
+func untilPart(t *testing.T, b updater.Backend, ch updater.Change, part int, s updater.Side, what string, ok func(updater.Observation) bool) updater.Observation {
+	t.Helper()
 	var o updater.Observation
-	require.Eventually(t, func() bool {
+	look := func() bool {
 		var err error
-		o, err = b.Observe(context.Background(), ch, 0, s)
+		o, err = b.Observe(context.Background(), ch, part, s)
 		return err == nil && ok(o)
-	}, 30*time.Second, 20*time.Millisecond, "%s: last seen %+v", what, &o)
+	}
+	if !look() {
+		require.Eventually(t, look, 30*time.Second, 20*time.Millisecond, "%s: last seen %+v", what, &o)
+	}
+	return o
 }
 
 func running(o updater.Observation) bool {

@@ -2,9 +2,10 @@
 // backend, journal and registry that live in memory.
 //
 // The memory backend behaves like a Docker host: containers have ids and
-// names, a change keeps the original stopped under another name, and every
-// call that changes something can be made to fail, or the calling process to
-// die, before or after the call was carried out.
+// names, may live in the namespaces of others, which they know by id, a change
+// keeps the originals stopped under other names, and every call that changes
+// something can be made to fail, or the calling process to die, before or after
+// the call was carried out.
 package backendtest
 
 import (
@@ -50,8 +51,9 @@ type Host struct {
 	boxes  map[string]*box      // by id
 	images map[string]Behaviour // by digest
 	next   int
+	starts int
 	down   bool
-	ran    []string // what was run in containers, as "side: command"
+	ran    []string // what was run, as "side: command", or "side name: command" in a group
 }
 
 // box is one container.
@@ -62,8 +64,12 @@ type box struct {
 	Exit                  int
 	Restart               string // restart policy
 	Replaces, Change      string // labels of the new side
+	Group                 string // label of the new side: the change's Origin
 	CopyOf                string // label of a copy: the id of the original
 	Started               time.Time
+	Begun                 int      // its last start, counted over all of the host
+	Uses                  []string // ids of those whose namespaces it lives in
+	Follows               []string // names of those after whose replacement it needs a restart
 }
 
 // NewHost returns an empty host.
@@ -78,12 +84,35 @@ func (h *Host) Image(digest string, b Behaviour) {
 	h.images[digest] = b
 }
 
-// Run creates and starts a container as a person would.
-func (h *Host) Run(name, ref, digest, restart string) {
+// Run creates and starts a container as a person would, in the namespaces of
+// those that it uses.
+func (h *Host) Run(name, ref, digest, restart string, uses ...string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	b := h.create(name, ref, digest, "config of "+name, restart)
-	h.start(b)
+	for _, n := range uses {
+		b.Uses = append(b.Uses, h.named(n).ID)
+	}
+	_ = h.start(b)
+}
+
+// Follow makes a container one that only needs a restart when another is
+// replaced.
+func (h *Host) Follow(name, other string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	b := h.named(name)
+	b.Follows = append(b.Follows, other)
+}
+
+// ID is the id of the container that has a name; "" when there is none.
+func (h *Host) ID(name string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if b := h.named(name); b != nil {
+		return b.ID
+	}
+	return ""
 }
 
 // Remove takes a container away as a person would.
@@ -106,6 +135,14 @@ func (h *Host) Down(down bool) {
 type Container struct {
 	ID, Name, Ref, Digest, Config, Restart string
 	Running                                bool
+	// Uses are the names of those whose namespaces it lives in; "gone" for one
+	// that was removed.
+	Uses []string
+	// Cut: it runs, but something that it lives in or follows was started after
+	// it, or does not run: nobody can reach it.
+	Cut bool
+	// Begun is its last start, counted over all of the host.
+	Begun int
 }
 
 // Stop stops a container as a person would.
@@ -134,14 +171,18 @@ func (h *Host) Boot() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.down = false
-	for _, b := range h.boxes {
-		if b.Restart == "always" && !b.Started.IsZero() {
-			_ = h.start(b)
+	for again := true; again; { // what is used must run first
+		again = false
+		for _, b := range h.boxes {
+			if b.Restart == "always" && !b.Running && !b.Started.IsZero() && h.start(b) == nil {
+				again = true
+			}
 		}
 	}
 }
 
-// Ran are the commands that were run in containers, as "side: command".
+// Ran are the commands that were run in or beside containers, as "side:
+// command", and as "side name: command" where several move together.
 func (h *Host) Ran() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -154,7 +195,16 @@ func (h *Host) Containers() []Container {
 	defer h.mu.Unlock()
 	var all []Container
 	for _, b := range h.boxes {
-		all = append(all, Container{b.ID, b.Name, b.Ref, b.Digest, b.Config, b.Restart, b.Running})
+		c := Container{ID: b.ID, Name: b.Name, Ref: b.Ref, Digest: b.Digest, Config: b.Config, Restart: b.Restart,
+			Running: b.Running, Cut: h.cut(b), Begun: b.Begun}
+		for _, id := range b.Uses {
+			name := "gone"
+			if used := h.boxes[id]; used != nil {
+				name = used.Name
+			}
+			c.Uses = append(c.Uses, name)
+		}
+		all = append(all, c)
 	}
 	slices.SortFunc(all, func(a, b Container) int { return strings.Compare(a.Name, b.Name) })
 	return all
@@ -171,15 +221,54 @@ func (h *Host) start(b *box) error {
 	if b.Running {
 		return nil
 	}
+	for _, id := range b.Uses {
+		switch used := h.boxes[id]; {
+		case used == nil:
+			return &updater.Fault{Verdict: updater.Unclear, Err: errors.New("no such container: " + id)}
+		case !used.Running || h.ended(used):
+			return &updater.Fault{Verdict: updater.Unclear, Err: errors.New("cannot join the namespace of a container that does not run: " + id)}
+		}
+	}
 	switch h.images[b.Digest] {
 	case CannotStart:
 		return &updater.Fault{Verdict: updater.Bad, Err: errors.New("no such file: entrypoint")}
 	case PortTaken:
 		return &updater.Fault{Verdict: updater.Unclear, Err: errors.New("port is already allocated")}
 	}
-	b.Started = time.Now()
+	h.starts++
+	b.Started, b.Begun = time.Now(), h.starts
 	b.Running = true
 	return nil
+}
+
+// ended reports whether the program of a container that was started has ended
+// by itself.
+func (h *Host) ended(b *box) bool {
+	switch h.images[b.Digest] {
+	case Exits, OOM:
+		return true
+	case Crashes:
+		return time.Since(b.Started) >= 3*time.Second
+	}
+	return false
+}
+
+// cut reports whether a container runs on what is no longer there.
+func (h *Host) cut(b *box) bool {
+	if !b.Running {
+		return false
+	}
+	for _, id := range b.Uses {
+		if used := h.boxes[id]; used == nil || !used.Running || used.Begun > b.Begun {
+			return true
+		}
+	}
+	for _, n := range b.Follows {
+		if other := h.named(n); other != nil && other.Running && other.Begun > b.Begun {
+			return true
+		}
+	}
+	return false
 }
 
 func (h *Host) named(name string) *box {
@@ -194,18 +283,23 @@ func (h *Host) named(name string) *box {
 // Process is the host as one process sees it. Step, when set, is called
 // before and after every call that changes something, with whether it was
 // done: its error fails the call; it may also end the goroutine, as a kill
-// would.
+// would. A call of a change of several parts is named with the container.
 type Process struct {
 	*Host
 	ID   string
 	Step func(what string, done bool) error
+	// Self is the id of the container that the process runs in. It does not
+	// stop that one: it hands over.
+	Self string
 }
 
 var _ updater.Backend = (*Process)(nil)
 
-// origin is what the memory backend keeps in Change.Origin.
+// origin is what the memory backend keeps of each part in Change.Origin.
 type origin struct {
 	ID, Name, Config, Restart, Ref, Digest string
+	Uses, Follows                          []string
+	Replace, Idle                          bool
 }
 
 const (
@@ -274,157 +368,387 @@ func (p *Process) Workloads(context.Context) ([]updater.Workload, error) {
 	return all, nil
 }
 
-func (p *Process) name(c updater.Change) string { return strings.TrimPrefix(c.Unit, p.ID+"/") }
-
-// Plan records what is there.
-func (p *Process) Plan(_ context.Context, c *updater.Change, _ func(string) (updater.Settings, error)) error {
+// Plan widens the wish by what lives in what is replaced, or follows it, and
+// records what is there.
+func (p *Process) Plan(_ context.Context, c *updater.Change, join func(string) (updater.Settings, error)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.ask(); err != nil {
 		return err
 	}
-	b := p.named(p.name(*c))
-	if b == nil {
-		return &updater.Refusal{Reason: updater.Unsupported, Detail: "it has gone"}
+	parts := map[string]updater.Part{} // by name
+	for _, part := range c.Parts {
+		name := strings.TrimPrefix(part.Workload, p.ID+"/")
+		if p.named(name) == nil {
+			return &updater.Refusal{Reason: updater.Unsupported, Detail: "it has gone"}
+		}
+		parts[name] = part
 	}
-	c.Origin, _ = json.Marshal(origin{b.ID, b.Name, b.Config, b.Restart, b.Ref, b.Digest})
-	c.Parts[0].Healthy = b.Running && p.images[b.Digest] != Unhealthy
-	return nil
+	for again := true; again; {
+		again = false
+		for _, b := range p.workloads() {
+			replace := slices.ContainsFunc(p.used(b), func(n string) bool { return parts[n].Replace })
+			touched := replace || slices.ContainsFunc(p.used(b), func(n string) bool { _, ok := parts[n]; return ok }) ||
+				slices.ContainsFunc(b.Follows, func(n string) bool { return parts[n].Replace })
+			part, there := parts[b.Name]
+			if !touched || there && (part.Replace || !replace) {
+				continue
+			}
+			if !there {
+				s, err := join(p.ID + "/" + b.Name)
+				if err != nil {
+					return err
+				}
+				img := updater.Image{Ref: b.Ref, Digest: b.Digest}
+				part = updater.Part{Workload: p.ID + "/" + b.Name, From: img, To: img, Settings: s}
+			}
+			part.Replace = replace
+			parts[b.Name] = part
+			again = true
+		}
+	}
+	order, err := p.order(parts)
+	if err != nil {
+		return err
+	}
+	var origins []origin
+	c.Parts, c.Alone = nil, false
+	for _, name := range order {
+		b, part := p.named(name), parts[name]
+		part.Idle, part.Healthy = !b.Running, b.Running && p.images[b.Digest] != Unhealthy
+		c.Parts = append(c.Parts, part)
+		c.Alone = c.Alone || b.ID == p.Self
+		origins = append(origins, origin{ID: b.ID, Name: b.Name, Config: b.Config, Restart: b.Restart, Ref: b.Ref, Digest: b.Digest,
+			Uses: b.Uses, Follows: b.Follows, Replace: part.Replace, Idle: part.Idle})
+	}
+	c.Related = p.related(parts)
+	c.Origin, err = json.Marshal(origins)
+	return err
 }
 
-// situation is what the host shows of a change.
+// workloads are the containers that belong to no change, by name.
+func (h *Host) workloads() []*box {
+	var all []*box
+	for _, b := range h.boxes {
+		if !strings.HasSuffix(b.Name, newSuffix) && !strings.HasSuffix(b.Name, oldSuffix) {
+			all = append(all, b)
+		}
+	}
+	slices.SortFunc(all, func(a, b *box) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// used are the names of those whose namespaces a container lives in.
+func (h *Host) used(b *box) (names []string) {
+	for _, id := range b.Uses {
+		if other := h.boxes[id]; other != nil {
+			names = append(names, other.Name)
+		}
+	}
+	return names
+}
+
+// order sorts names: what others need comes first, and else the alphabet.
+func (h *Host) order(parts map[string]updater.Part) (order []string, err error) {
+	for len(order) < len(parts) {
+		before := len(order)
+		for _, name := range slices.Sorted(maps.Keys(parts)) {
+			b := h.named(name)
+			waits := slices.ContainsFunc(slices.Concat(h.used(b), b.Follows), func(n string) bool {
+				_, in := parts[n]
+				return in && !slices.Contains(order, n)
+			})
+			if !waits && !slices.Contains(order, name) {
+				order = append(order, name)
+			}
+		}
+		if len(order) == before {
+			rest := slices.DeleteFunc(slices.Sorted(maps.Keys(parts)), func(n string) bool { return slices.Contains(order, n) })
+			return nil, &updater.Refusal{Reason: updater.InvalidSettings, Detail: "they need each other: " + strings.Join(rest, ", ")}
+		}
+	}
+	return order, nil
+}
+
+// related are the ids of all that hang together with the parts and are none.
+func (p *Process) related(parts map[string]updater.Part) (ids []string) {
+	group := maps.Clone(parts)
+	for again := true; again; {
+		again = false
+		for _, b := range p.workloads() {
+			near := slices.Concat(p.used(b), b.Follows)
+			_, in := group[b.Name]
+			for _, n := range near {
+				if _, other := group[n]; other != in && p.named(n) != nil {
+					group[n], group[b.Name], again, in = updater.Part{}, updater.Part{}, true, true
+				}
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(group)) {
+		if _, in := parts[name]; !in {
+			ids = append(ids, p.ID+"/"+name)
+		}
+	}
+	return ids
+}
+
+// situation is what the host shows of one part of a change. One that is only
+// restarted has an old side only.
 type situation struct {
 	origin
 	old, new, stranger *box // by what they are, whatever their names
 }
 
-func (p *Process) situation(c updater.Change) situation {
-	s := situation{}
-	_ = json.Unmarshal(c.Origin, &s.origin)
-	s.old = p.boxes[s.ID]
-	for _, b := range p.boxes {
-		if b.Replaces == s.ID && b.Change == c.ID {
-			s.new = b
-		}
-	}
-	for _, b := range p.boxes {
-		if s.old == nil && b.CopyOf != "" && b.CopyOf == s.ID {
-			s.old = b
-		}
-	}
-	if b := p.named(s.Name); b != s.old && b != s.new {
-		s.stranger = b
-	}
-	return s
-}
-
-// Prepare pulls and creates.
-func (p *Process) Prepare(ctx context.Context, c updater.Change, report func(updater.Progress)) error {
-	to := c.Parts[0].To
-	report(updater.Progress{Step: "pulling"})
-	p.mu.Lock()
-	slow := p.images[to.Digest] == SlowPull
-	p.mu.Unlock()
-	if slow {
-		select {
-		case <-time.After(time.Hour):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	err := p.effect(ctx, "pull", func() error {
-		switch b, ok := p.images[to.Digest]; {
-		case !ok || b == CannotPull:
-			return errors.New("the image cannot be pulled")
-		case b == Same:
-			return updater.ErrSame
-		case b == Foreign:
-			return &updater.Refusal{Reason: updater.PlatformMissing, Detail: "it is not built for linux/amd64"}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return p.effect(ctx, "create", func() error {
-		s := p.situation(c)
-		if s.old == nil {
-			return errors.New("it has gone")
-		}
-		if s.new == nil {
-			b := p.create(s.Name+newSuffix, to.Ref, to.Digest, s.Config, s.Restart)
-			b.Replaces, b.Change = s.ID, c.ID
-		}
-		return nil
-	})
-}
-
-// Apply stops the old, starts the new and gives it the name.
-func (p *Process) Apply(ctx context.Context, c updater.Change) (updater.Applied, error) {
-	steps := []struct {
-		what string
-		do   func(s situation) error
-	}{
-		{"update restart policy", func(s situation) error {
-			if s.stranger != nil {
-				return fmt.Errorf("%s: %w", s.Name, updater.ErrSuperseded)
+// situations are those of all parts, in start order.
+func (p *Process) situations(c updater.Change) []situation {
+	var origins []origin
+	_ = json.Unmarshal(c.Origin, &origins)
+	var all []situation
+	for _, o := range origins {
+		s := situation{origin: o, old: p.boxes[o.ID]}
+		for _, b := range p.boxes {
+			if b.Replaces == s.ID && b.Change == c.ID {
+				s.new = b
 			}
-			if s.old != nil {
-				s.old.Restart = "no"
+		}
+		for _, b := range p.boxes {
+			if s.old == nil && b.CopyOf != "" && b.CopyOf == s.ID {
+				s.old = b
+			}
+		}
+		if b := p.named(s.Name); b != s.old && b != s.new {
+			s.stranger = b
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// somebodyElses: somebody took it away, or put another in its place.
+func (s situation) somebodyElses() bool {
+	inPlace := s.new != nil && s.new.Name == s.Name
+	return s.stranger != nil && !inPlace || s.old == nil && !inPlace && (s.new == nil || s.new.Started.IsZero())
+}
+
+// toward is a side of a situation, as what is restarted beside it sees it.
+func (s situation) toward(side updater.Side) *box {
+	if side == updater.NewSide && s.Replace {
+		return s.new
+	}
+	return s.old
+}
+
+// dueForRestart reports whether a part that is only restarted runs on what is
+// not, or will not be, what it should run on once the side given is in place.
+func dueForRestart(all []situation, s situation, side updater.Side) bool {
+	if s.old == nil || !s.old.Running {
+		return false
+	}
+	for _, other := range all {
+		if !slices.Contains(s.Uses, other.ID) && !slices.Contains(s.Follows, other.Name) || other.Idle {
+			continue
+		}
+		b := other.toward(side)
+		if b == nil || !b.Running || b.Begun > s.old.Begun || !other.Replace && dueForRestart(all, other, side) {
+			return true
+		}
+	}
+	return false
+}
+
+// do makes one call for one part of a change. step gets what the host shows
+// of the part by then, and of all.
+func (p *Process) do(ctx context.Context, c updater.Change, i int, what string, step func(s situation, all []situation) error) error {
+	if len(c.Parts) > 1 {
+		what += " " + strings.TrimPrefix(c.Parts[i].Workload, p.ID+"/")
+	}
+	return p.effect(ctx, what, func() error {
+		all := p.situations(c)
+		return step(all[i], all)
+	})
+}
+
+// Prepare pulls and creates. What is created lives in the namespaces of what
+// was created for those that its original used.
+func (p *Process) Prepare(ctx context.Context, c updater.Change, report func(updater.Progress)) error {
+	report(updater.Progress{Step: "pulling"})
+	changed, same := 0, 0
+	for i, part := range c.Parts {
+		if !part.Changes() {
+			continue
+		}
+		changed++
+		p.mu.Lock()
+		slow := p.images[part.To.Digest] == SlowPull
+		p.mu.Unlock()
+		if slow {
+			select {
+			case <-time.After(time.Hour):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		err := p.do(ctx, c, i, "pull", func(situation, []situation) error {
+			switch b, ok := p.images[part.To.Digest]; {
+			case !ok || b == CannotPull:
+				return errors.New("the image cannot be pulled")
+			case b == Same:
+				same++
+			case b == Foreign:
+				return &updater.Refusal{Reason: updater.PlatformMissing, Detail: "it is not built for linux/amd64"}
 			}
 			return nil
-		}},
-		{"stop", func(s situation) error {
-			if s.old != nil {
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if same == changed {
+		return updater.ErrSame
+	}
+	for i, part := range c.Parts {
+		if !part.Replace {
+			continue
+		}
+		err := p.do(ctx, c, i, "create", func(s situation, all []situation) error {
+			if s.old == nil {
+				return errors.New("it has gone")
+			}
+			if s.new == nil {
+				b := p.create(s.Name+newSuffix, part.To.Ref, part.To.Digest, s.Config, s.Restart)
+				b.Replaces, b.Change, b.Group = s.ID, c.ID, string(c.Origin)
+				b.Uses, b.Follows = pointed(s.Uses, all, updater.NewSide), s.Follows
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pointed are the ids that a part is to use when the side given of all others
+// is in place.
+func pointed(uses []string, all []situation, side updater.Side) (ids []string) {
+	for _, id := range uses {
+		for _, other := range all {
+			if b := other.toward(side); other.ID == id && b != nil {
+				id = b.ID
+				break
+			}
+		}
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Apply stops the old ones, what is used last, starts the new ones, what is
+// used first, and gives them the names.
+func (p *Process) Apply(ctx context.Context, c updater.Change) (updater.Applied, error) {
+	p.mu.Lock()
+	self := p.Self != "" && slices.ContainsFunc(p.situations(c), func(s situation) bool { return s.old != nil && s.old.ID == p.Self })
+	p.mu.Unlock()
+	if self {
+		if err := p.effect(ctx, "hand over", func() error { return nil }); err != nil {
+			return updater.Applied{}, err
+		}
+		return updater.Applied{}, updater.ErrHandedOver
+	}
+
+	var err error
+	step := func(i int, what string, do func(s situation, all []situation) error) {
+		if err != nil {
+			return
+		}
+		err = p.do(ctx, c, i, what, func(s situation, all []situation) error {
+			for _, each := range all {
+				if each.somebodyElses() {
+					return fmt.Errorf("%s: %w", each.Name, updater.ErrSuperseded)
+				}
+			}
+			if s.Replace && s.new == nil {
+				return errors.New("the new container has gone")
+			}
+			return do(s, all)
+		})
+	}
+	for i, part := range c.Parts {
+		if part.Replace {
+			step(i, "update restart policy", func(s situation, _ []situation) error {
+				if s.old != nil {
+					s.old.Restart = "no"
+				}
+				return nil
+			})
+		}
+	}
+	for i, part := range slices.Backward(c.Parts) {
+		step(i, "stop", func(s situation, all []situation) error {
+			if s.old != nil && (part.Replace || dueForRestart(all, s, updater.NewSide)) {
 				s.old.Running = false
 			}
 			return nil
-		}},
-		{"start", func(s situation) error { return p.start(s.new) }},
-		{"rename old", func(s situation) error {
+		})
+	}
+	for i, part := range c.Parts {
+		if !part.Idle {
+			step(i, "start", func(s situation, all []situation) error {
+				return p.startPart(s.toward(updater.NewSide), c, i, all)
+			})
+		}
+	}
+	for i, part := range c.Parts {
+		if !part.Replace {
+			continue
+		}
+		step(i, "rename old", func(s situation, _ []situation) error {
 			if s.old != nil {
 				s.old.Name = s.Name + oldSuffix
 			}
 			return nil
-		}},
-		{"rename new", func(s situation) error {
-			if s.stranger != nil {
-				return fmt.Errorf("%s: %w", s.Name, updater.ErrSuperseded)
-			}
+		})
+		step(i, "rename new", func(s situation, _ []situation) error {
 			s.new.Name = s.Name
 			return nil
-		}},
-	}
-	for _, step := range steps {
-		err := p.effect(ctx, step.what, func() error {
-			s := p.situation(c)
-			switch {
-			case s.old == nil && (s.new == nil || s.new.Started.IsZero()):
-				return fmt.Errorf("%s: %w", s.Name, updater.ErrSuperseded)
-			case s.new == nil:
-				return errors.New("the new container has gone")
-			}
-			return step.do(s)
 		})
-		if err != nil {
-			return updater.Applied{}, err
-		}
+	}
+	if err != nil {
+		return updater.Applied{}, err
 	}
 	return updater.Applied{Mark: json.RawMessage(`{}`), Gap: time.Millisecond}, nil
 }
 
+// startPart starts a part's container. The fault speaks of the part, or of the
+// one that it lives in if that one's program has ended by itself.
+func (p *Process) startPart(b *box, c updater.Change, i int, all []situation) error {
+	err := p.start(b)
+	var fault *updater.Fault
+	if !errors.As(err, &fault) {
+		return err
+	}
+	fault.Workload = c.Parts[i].Workload
+	for j, other := range all {
+		for _, side := range []*box{other.old, other.new} {
+			if side != nil && slices.Contains(b.Uses, side.ID) && side.Running && p.ended(side) {
+				fault.Verdict, fault.Workload = updater.Bad, c.Parts[j].Workload
+				fault.Err = fmt.Errorf("%s: it exited: %w", fault.Workload, fault.Err)
+			}
+		}
+	}
+	return fault
+}
+
 // Observe tells what the image does by now.
-func (p *Process) Observe(_ context.Context, c updater.Change, _ int, side updater.Side) (updater.Observation, error) {
+func (p *Process) Observe(_ context.Context, c updater.Change, part int, side updater.Side) (updater.Observation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.ask(); err != nil {
 		return updater.Observation{}, err
 	}
-	s := p.situation(c)
-	b := s.new
-	if side == updater.OldSide {
-		b = s.old
-	}
+	s := p.situations(c)[part]
+	b := s.toward(side)
 	if b == nil {
 		return updater.Observation{Gone: true}, nil
 	}
@@ -465,28 +789,45 @@ func (p *Process) Observe(_ context.Context, c updater.Change, _ int, side updat
 	return o, nil
 }
 
-// Exec succeeds for every command but "false", and "sleep" takes an hour.
-func (p *Process) Exec(ctx context.Context, _ updater.Change, _ int, side updater.Side, h updater.Hook) (updater.Result, error) {
+// Exec succeeds for every command but "false", "sleep" takes an hour, and
+// "broken" cannot be run.
+func (p *Process) Exec(ctx context.Context, c updater.Change, part int, side updater.Side, h updater.Hook) (updater.Result, error) {
+	return p.run(ctx, c, part, string(side), h.Command, h.Command[0], h.Timeout)
+}
+
+// Test passes or not by the first word of its command, as Exec does.
+func (p *Process) Test(ctx context.Context, c updater.Change, part int) (updater.Result, error) {
+	t := c.Parts[part].Settings.Health.Test
+	argv := append([]string{t.Image}, t.Command...)
+	return p.run(ctx, c, part, "test", argv, argv[min(1, len(argv)-1)], t.Timeout)
+}
+
+func (p *Process) run(ctx context.Context, c updater.Change, part int, where string, argv []string, does string, timeout time.Duration) (updater.Result, error) {
+	if len(c.Parts) > 1 {
+		where += " " + strings.TrimPrefix(c.Parts[part].Workload, p.ID+"/")
+	}
 	p.mu.Lock()
 	err := p.ask()
 	if err == nil {
-		p.ran = append(p.ran, string(side)+": "+strings.Join(h.Command, " "))
+		p.ran = append(p.ran, where+": "+strings.Join(argv, " "))
 	}
 	p.mu.Unlock()
 	if err != nil {
 		return updater.Result{}, err
 	}
-	switch h.Command[0] {
+	switch does {
 	case "false":
 		return updater.Result{ExitCode: 1, Output: "no"}, nil
+	case "broken":
+		return updater.Result{}, errors.New("the engine cannot run it")
 	case "sleep":
 		ends, timedOut := time.Hour, false
-		if h.Timeout > 0 && h.Timeout < ends {
-			ends, timedOut = h.Timeout, true
+		if timeout > 0 && timeout < ends {
+			ends, timedOut = timeout, true
 		}
 		select {
 		case <-time.After(ends):
-			return updater.Result{TimedOut: timedOut}, nil
+			return updater.Result{TimedOut: timedOut, Output: "zzz"}, nil
 		case <-ctx.Done():
 			return updater.Result{}, ctx.Err()
 		}
@@ -494,122 +835,177 @@ func (p *Process) Exec(ctx context.Context, _ updater.Change, _ int, side update
 	return updater.Result{}, nil
 }
 
-// Test passes unless its command is "false".
-func (p *Process) Test(ctx context.Context, c updater.Change, part int) (updater.Result, error) {
-	t := c.Parts[part].Settings.Health.Test
-	return p.Exec(ctx, c, part, updater.NewSide, updater.Hook{Command: append([]string{t.Image}, t.Command...), Timeout: t.Timeout})
-}
-
-// Commit removes the old.
+// Commit removes the old ones.
 func (p *Process) Commit(ctx context.Context, c updater.Change) error {
-	return p.effect(ctx, "remove old", func() error {
-		s := p.situation(c)
-		if s.new != nil && s.new.Name == s.Name && s.old != nil {
-			delete(p.boxes, s.old.ID)
+	for i, part := range slices.Backward(c.Parts) {
+		if !part.Replace {
+			continue
 		}
-		return nil
-	})
-}
-
-// Restore goes back: the new gives up the name first, so that a look after a
-// crash tells a restore from a swap, and is removed last, since it is the trace.
-func (p *Process) Restore(ctx context.Context, c updater.Change) (updater.Restoration, error) {
-	var r updater.Restoration
-	var superseded, over bool
-	steps := []struct {
-		what string
-		do   func(s situation) error
-	}{
-		{"rename new back", func(s situation) error {
-			// Without the old, and with the new in its place, the change was committed.
-			over = s.old == nil && s.new != nil && s.new.Name == s.Name && c.Phase != updater.Restoring
-			if s.new != nil && !over {
-				s.new.Name = s.Name + newSuffix
+		err := p.do(ctx, c, i, "remove old", func(s situation, _ []situation) error {
+			if s.new != nil && s.new.Name == s.Name && s.old != nil {
+				delete(p.boxes, s.old.ID)
 			}
 			return nil
-		}},
-		{"stop new", func(s situation) error {
-			if s.new != nil && !over {
-				s.new.Running = false
-			}
-			return nil
-		}},
-		{"rename old back", func(s situation) error {
-			switch {
-			case superseded || over:
-			case s.old != nil:
-				s.old.Name = s.Name
-			case c.Superseded:
-			case s.Config != "":
-				s.old = p.create(s.Name, s.Ref, s.Digest, s.Config, s.Restart)
-				s.old.CopyOf = s.ID
-				s.old.Running, s.old.Started = true, time.Now()
-			}
-			return nil
-		}},
-		{"restart policy back", func(s situation) error {
-			if s.old != nil && !superseded {
-				s.old.Restart = s.Restart
-				r.Copy = s.old.CopyOf != ""
-			}
-			return nil
-		}},
-		{"start old", func(s situation) error {
-			if s.old == nil || superseded || c.Superseded {
-				return nil
-			}
-			return p.start(s.old)
-		}},
-		{"remove new", func(s situation) error {
-			if s.new != nil && !over {
-				delete(p.boxes, s.new.ID)
-			}
-			return nil
-		}},
-	}
-	for _, step := range steps {
-		err := p.effect(ctx, step.what, func() error {
-			s := p.situation(c)
-			superseded = superseded || s.stranger != nil
-			return step.do(s)
 		})
 		if err != nil {
-			return r, err
+			return err
 		}
 	}
-	if superseded {
-		return r, fmt.Errorf("%s: %w", c.Unit, updater.ErrSuperseded)
-	}
-	return r, nil
+	return nil
 }
 
-// Traces finds new sides whose change is not known.
+// Restore goes back: the new ones give up the names first, so that a look after
+// a crash tells a restore from a swap, and are removed last, since they are the
+// trace. A part that somebody else decided about is left to them, and the others
+// come back.
+func (p *Process) Restore(ctx context.Context, c updater.Change) (updater.Restoration, error) {
+	p.mu.Lock()
+	first := p.situations(c)
+	p.mu.Unlock()
+	// Without the old ones, and with the new ones in their places, the change was
+	// committed.
+	over := c.Phase != updater.Restoring
+	for _, s := range first {
+		over = over && (!s.Replace || s.old == nil && s.new != nil && s.new.Name == s.Name)
+		if s.new != nil && s.new.ID == p.Self {
+			return updater.Restoration{}, updater.ErrHandedOver
+		}
+	}
+	if over {
+		return updater.Restoration{}, nil
+	}
+
+	var r updater.Restoration
+	var err error
+	theirs := map[string]bool{} // by name: parts that somebody else decided about
+	step := func(i int, what string, do func(s situation, all []situation) error) {
+		if err != nil {
+			return
+		}
+		err = p.do(ctx, c, i, what, func(s situation, all []situation) error {
+			gone := s.old == nil && (c.Superseded || !s.Replace || s.Config == "")
+			for _, other := range all { // what it lives in will not be there
+				gone = gone || slices.Contains(s.Uses, other.ID) && theirs[other.Name]
+			}
+			theirs[s.Name] = theirs[s.Name] || s.stranger != nil || gone
+			return do(s, all)
+		})
+	}
+	for i, part := range slices.Backward(c.Parts) {
+		if part.Replace {
+			step(i, "rename new back", func(s situation, _ []situation) error {
+				if s.new != nil {
+					s.new.Name = s.Name + newSuffix
+				}
+				return nil
+			})
+		}
+	}
+	for i, part := range slices.Backward(c.Parts) {
+		if part.Replace {
+			step(i, "stop new", func(s situation, _ []situation) error {
+				if s.new != nil {
+					s.new.Running = false
+				}
+				return nil
+			})
+		} else {
+			step(i, "stop", func(s situation, all []situation) error {
+				if dueForRestart(all, s, updater.OldSide) {
+					s.old.Running = false
+				}
+				return nil
+			})
+		}
+	}
+	for i, part := range c.Parts {
+		if !part.Replace {
+			continue
+		}
+		step(i, "rename old back", func(s situation, all []situation) error {
+			uses := pointed(s.Uses, all, updater.OldSide)
+			switch {
+			case theirs[s.Name] && (s.old == nil || s.stranger != nil):
+			case s.old != nil && slices.Equal(s.old.Uses, uses):
+				s.old.Name = s.Name
+			default:
+				// It has gone, or what it lived in has, so that it cannot start.
+				if s.old != nil {
+					delete(p.boxes, s.old.ID)
+				}
+				b := p.create(s.Name, s.Ref, s.Digest, s.Config, s.Restart)
+				b.CopyOf, b.Uses, b.Follows = s.ID, uses, s.Follows
+			}
+			return nil
+		})
+		step(i, "restart policy back", func(s situation, _ []situation) error {
+			if s.old != nil && s.stranger == nil {
+				s.old.Restart = s.Restart
+				r.Copy = r.Copy || s.old.CopyOf != ""
+			}
+			return nil
+		})
+	}
+	for i, part := range c.Parts {
+		step(i, "start old", func(s situation, all []situation) error {
+			if s.old == nil || theirs[s.Name] || part.Idle {
+				return nil
+			}
+			return p.startPart(s.old, c, i, all)
+		})
+	}
+	for i, part := range slices.Backward(c.Parts) {
+		if part.Replace {
+			step(i, "remove new", func(s situation, _ []situation) error {
+				if s.new != nil {
+					delete(p.boxes, s.new.ID)
+				}
+				return nil
+			})
+		}
+	}
+	if err == nil && slices.Contains(slices.Collect(maps.Values(theirs)), true) {
+		err = fmt.Errorf("%s: %w", c.Unit, updater.ErrSuperseded)
+	}
+	return r, err
+}
+
+// Traces finds new sides whose change is not known. Each of them tells of the
+// whole group.
 func (p *Process) Traces(_ context.Context, known map[string]bool) ([]updater.Change, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.ask(); err != nil {
 		return nil, err
 	}
-	var found []updater.Change
+	found := map[string]updater.Change{}
 	for _, b := range p.boxes {
-		old := p.boxes[b.Replaces]
-		if b.Replaces == "" || old == nil || known[b.Change] {
+		if b.Replaces == "" || known[b.Change] {
 			continue
 		}
-		name := strings.TrimSuffix(strings.TrimSuffix(b.Name, newSuffix), oldSuffix)
-		o := origin{old.ID, name, old.Config, b.Restart, old.Ref, old.Digest}
-		c := updater.Change{ID: b.Change, Backend: p.ID, Unit: p.ID + "/" + name, Phase: updater.Restoring,
-			Disturbed: true, Since: time.Now(), Why: "its record was lost",
-			Parts: []updater.Part{{Workload: p.ID + "/" + name, Replace: true, Healthy: true,
-				From: updater.Image{Ref: old.Ref, Digest: old.Digest}, To: updater.Image{Ref: b.Ref, Digest: b.Digest}}}}
-		if b.Name == name {
-			c.Phase = updater.Judging
+		c := updater.Change{ID: b.Change, Backend: p.ID, Phase: updater.Judging, Origin: json.RawMessage(b.Group),
+			Disturbed: true, Since: time.Now(), Why: "its record was lost"}
+		under := false
+		for _, s := range p.situations(c) {
+			part := updater.Part{Workload: p.ID + "/" + s.Name, Replace: s.Replace, Idle: s.Idle, Healthy: !s.Idle,
+				From: updater.Image{Ref: s.Ref, Digest: s.Digest}}
+			part.Settings.Health.Stable = 10 * time.Second
+			part.To = part.From
+			if s.new != nil {
+				part.To = updater.Image{Ref: s.new.Ref, Digest: s.new.Digest}
+			}
+			c.Parts = append(c.Parts, part)
+			under = under || s.Replace && s.old != nil
+			if s.Replace && (s.new == nil || s.new.Name != s.Name) {
+				c.Phase = updater.Restoring
+			}
 		}
-		c.Origin, _ = json.Marshal(o)
-		c.Parts[0].Settings.Health.Stable = 10 * time.Second
-		found = append(found, c)
+		if under {
+			c.Unit = c.Parts[0].Workload
+			found[c.ID] = c
+		}
 	}
-	return found, nil
+	return slices.Collect(maps.Values(found)), nil
 }
 
 // State is a journal in memory that survives the processes that use it. Step

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,7 +23,7 @@ func TestMemoryBackend(t *testing.T) {
 	look := func(name string) string {
 		for _, c := range host.Containers() {
 			if c.Name == name {
-				c.ID = ""
+				c.ID, c.Begun = "", 0
 				return fmt.Sprintf("%+v", c)
 			}
 		}
@@ -45,6 +47,21 @@ func TestMemoryBackend(t *testing.T) {
 				Parts: []updater.Part{{Workload: "local/" + name, Replace: true, To: updater.Image{Ref: "web:1", Digest: digest}}},
 			}
 		},
+		StartGroup: func(t *testing.T, name string, to map[string]backendtest.Behaviour) updater.Change {
+			host.Run(name, "web:1", "sha256:old", "always")
+			host.Run(name+"-a", "web:1", "sha256:old", "always", name)
+			host.Run(name+"-b", "web:1", "sha256:old", "no", name)
+			c := updater.Change{ID: name + "-1", Backend: "local", Phase: updater.Preparing, Since: time.Now()}
+			for _, n := range slices.Sorted(maps.Keys(to)) {
+				digest := "sha256:" + string(to[n])
+				host.Image(digest, to[n])
+				c.Parts = append(c.Parts, updater.Part{Workload: "local/" + n, Replace: true,
+					From: updater.Image{Ref: "web:1", Digest: "sha256:old"}, To: updater.Image{Ref: "web:1", Digest: digest}})
+			}
+			c.Unit = c.Parts[0].Workload
+			return c
+		},
+		Stop: func(t *testing.T, name string) { host.Stop(name) },
 		Look: func(t *testing.T, name string) string { return look(name) },
 		Leftovers: func(t *testing.T, name string) (left []string) {
 			for _, c := range host.Containers() {
