@@ -26,10 +26,15 @@ demo: build ## See an update and a roll-back, on a real Docker Engine, in under 
 	@cd e2e && UPDATERD_BIN=$(CURDIR)/bin/updaterd ./engine.sh run ../bin/demo
 
 .PHONY: test
-test: build race ## Run all tests, with a real Docker Engine
+test: build race compose ## Run all tests, with a real Docker Engine
 	UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) sh -ec '\
 		go test -race -timeout=20m ./...; \
 		cd e2e && go test -race -count=1 -p=1 -timeout=20m ./...'
+
+# Beforehand: it takes minutes the first time, which no test's patience counts on.
+.PHONY: compose
+compose:
+	go run -C e2e ./cmd/compose version
 
 # The race detector is C.
 .PHONY: race

@@ -13,6 +13,8 @@
 //	APP_WRITE             append the version as a line to this file
 //	APP_LOG               print this line at the start
 //	APP_LOG_LINES         print that many numbered lines at the start
+//	APP_FILES             serve this directory at /files/: GET, and PUT to write
+//	APP_ROUTES            be a reverse proxy: "/=http://web:8080 /db/=http://db:8080"
 //
 // `app health` is for HEALTHCHECK: it exits 0 when /healthz says so. `app exit N`
 // exits with N, `app get URL` fetches a page: for hooks, probes and tests.
@@ -24,9 +26,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -111,7 +117,36 @@ func handler(version string, started time.Time) http.Handler {
 		dir, _ := os.Getwd()
 		fmt.Fprintf(w, "args %q\nenv %q\nhost %s\ndir %s\nuid %d\n", os.Args, os.Environ(), host, dir, os.Getuid())
 	})
+	if dir := os.Getenv("APP_FILES"); dir != "" {
+		mux.Handle("GET /files/", http.StripPrefix("/files", http.FileServer(http.Dir(dir))))
+		mux.HandleFunc("PUT /files/{path...}", func(w http.ResponseWriter, r *http.Request) {
+			b, err := io.ReadAll(r.Body)
+			if err == nil {
+				err = os.WriteFile(filepath.Join(dir, r.PathValue("path")), b, 0o644)
+			}
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+			}
+		})
+	}
+	if routes := os.Getenv("APP_ROUTES"); routes != "" {
+		return proxy(mux, routes)
+	}
 	return mux
+}
+
+// proxy sends the requests below each path of routes, without that path, to a
+// server, and its own health to mux.
+func proxy(mux http.Handler, routes string) http.Handler {
+	all := http.NewServeMux()
+	all.Handle("/healthz", mux)
+	for _, route := range strings.Fields(routes) {
+		path, server, _ := strings.Cut(route, "=")
+		to, err := url.Parse(server)
+		check(err)
+		all.Handle(path, http.StripPrefix(strings.TrimSuffix(path, "/"), httputil.NewSingleHostReverseProxy(to)))
+	}
+	return all
 }
 
 func eat() {

@@ -45,10 +45,11 @@ type TB interface {
 // the binaries, and the engine for tests that need none of their own. It is a
 // variable because tests have no other common parent than the process.
 var shared struct {
-	dir    string
-	engine engine.Shared
-	app    func() (string, error)
-	self   func() (string, error)
+	dir     string
+	engine  engine.Shared
+	app     func() (string, error)
+	self    func() (string, error)
+	compose func() (string, error)
 }
 
 // Main runs the tests and removes what they shared. Call it from TestMain.
@@ -79,6 +80,7 @@ func With(run func() int) (code int) {
 			return filepath.Dir(dir), err
 		})
 	})
+	shared.compose = sync.OnceValues(ComposeBin)
 	defer func() {
 		if err := errors.Join(shared.engine.Close(), os.RemoveAll(dir)); err != nil {
 			fmt.Fprintln(os.Stderr, "clean up:", err)

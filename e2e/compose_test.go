@@ -1,0 +1,401 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/stretchr/testify/require"
+
+	"github.com/updaterd/updaterd/e2e/stage"
+)
+
+// project is a compose project with an updaterd that watches what is labelled
+// in it.
+type project struct {
+	*stage.Compose
+	t   *testing.T
+	d   *stage.Docker
+	reg *stage.Registry
+	u   *stage.Updaterd
+}
+
+// labelled is the configuration for it.
+const labelled = `
+schedule: "@every 1s"
+jitter: 0s
+watch: labelled
+defaults:
+  health: {timeout: 60s, stable: 500ms}
+  stop-timeout: 2s
+`
+
+func newProject(t *testing.T, file string) *project {
+	t.Helper()
+	d := stage.OpenDocker(t)
+	reg := stage.NewRegistry(t, stage.RegistryOptions{})
+	return &project{
+		Compose: d.NewCompose(reg, file), t: t, d: d, reg: reg,
+		u: stage.NewUpdaterd(t, d.Scoped(), labelled),
+	}
+}
+
+// push publishes a version of an image as its app begins when it is well: it
+// listens after a while.
+func (p *project) push(repository, tag, version string, how stage.Behaviour) string {
+	p.t.Helper()
+	return p.reg.Push(repository+":"+tag, stage.Image{
+		Version: version, Behave: how, Healthcheck: stage.Check(500*time.Millisecond, 20),
+	})
+}
+
+// pass makes one pass and returns its rows by service.
+func (p *project) pass(code int) map[string]row {
+	p.t.Helper()
+	r := p.u.Run("run", "--once", "-o", "json")
+	require.Equal(p.t, code, r.Code, r.Stdout+r.Stderr)
+	rows := map[string]row{}
+	for _, row := range parseRows(p.t, r.Stdout) {
+		service := strings.TrimPrefix(row.Workload, "local/"+p.Project+"-")
+		rows[strings.TrimSuffix(service, "-1")] = row
+	}
+	return rows
+}
+
+// upChangesNothing requires that "docker compose up -d" leaves every container
+// as it is, and running or not.
+func (p *project) upChangesNothing() {
+	p.t.Helper()
+	type state struct{ id, started string }
+	look := func() map[string]state {
+		all := map[string]state{}
+		for name, id := range p.Containers() {
+			c := p.d.Inspect(id)
+			started := c.State.StartedAt
+			if c.State.Running {
+				all[name] = state{id, started}
+			} else {
+				all[name] = state{id, "ended"} // what has run to its end is run again
+			}
+		}
+		return all
+	}
+	before := look()
+	p.Up()
+	for name, s := range before {
+		if s.started == "ended" {
+			p.d.Wait(name, 10*time.Second, "ended", func(c container.InspectResponse) bool { return !c.State.Running })
+		}
+	}
+	require.Equal(p.t, before, look(), "\"docker compose up -d\" changed something")
+}
+
+// stack is web behind a reverse proxy, a database with a volume of either kind,
+// and a migration that runs to its end.
+const stack = `
+x-all: &all
+  updaterd-e2e: ${MARK}
+services:
+  proxy:
+    image: ${REGISTRY}/acme/proxy:stable
+    environment: {APP_ROUTES: "/=http://web:8080 /db/=http://db:8080"}
+    ports: ["127.0.0.1:${PORT}:8080"]
+    networks: [front, back]
+    dns: 127.0.0.1 # nobody to ask, and to wait for, about a name that is gone
+    depends_on: {web: {condition: service_healthy}}
+    labels: *all
+  web:
+    image: ${REGISTRY}/acme/web:stable
+    environment: {SHOP: acme}
+    networks: {front: {aliases: [shop]}, back: {}}
+    restart: unless-stopped
+    healthcheck: {interval: 600ms}
+    depends_on:
+      db: {condition: service_healthy}
+      migrate: {condition: service_completed_successfully}
+    labels:
+      <<: *all
+      updaterd.enable: "true"
+      updaterd.post-update: /app get http://db:8080/files/data/value
+  db:
+    image: ${REGISTRY}/acme/db:stable
+    environment: {APP_FILES: /}
+    networks: [back, default]
+    restart: always
+    stop_grace_period: 3s
+    volumes: [data:/data, /scratch]
+    labels: {<<: *all, updaterd.enable: "true", updaterd.health.probe: "http://:8080/healthz"}
+  migrate:
+    image: ${REGISTRY}/acme/migrate:stable
+    command: exit 0
+    networks: [back]
+    depends_on: {db: {condition: service_healthy}}
+    labels: {<<: *all, updaterd.enable: "true"}
+  worker:
+    image: ${REGISTRY}/acme/worker:stable
+    scale: 2
+    read_only: true
+    tmpfs: /tmp
+    depends_on: [db]
+    labels: {<<: *all, updaterd.enable: "true"}
+networks: {default: {}, front: {}, back: {}}
+volumes: {data: {}}
+`
+
+// TestComposeStack is brought up by Compose, updated well and badly while
+// customers come in, and nothing of it is new to Compose afterwards.
+func TestComposeStack(t *testing.T) {
+	t.Parallel()
+	p := newProject(t, stack)
+	port := stage.FreePort(t)
+	p.Env = append(p.Env, fmt.Sprintf("PORT=%d", port))
+	url := fmt.Sprintf("http://127.0.0.1:%d/", port)
+	slow := stage.Behaviour{ListenAfter: 300 * time.Millisecond}
+	p.push("acme/proxy", "stable", "proxy", stage.Behaviour{})
+	p.push("acme/migrate", "stable", "migrate", stage.Behaviour{})
+	p.push("acme/db", "stable", "d1", slow)
+	p.push("acme/web", "stable", "v1", slow)
+	p.push("acme/worker", "stable", "w1", slow)
+	p.Up()
+	answers := func(path, want string) {
+		t.Helper()
+		stage.Eventually(t, 20*time.Second, url+path+" to answer "+want, func() bool {
+			body, err := stage.Get(t.Context(), url+path)
+			return err == nil && body == want
+		})
+	}
+	answers("", "v1")
+	for _, dir := range []string{"data", "scratch"} {
+		put(t, url+"db/files/"+dir+"/value", "kept in "+dir)
+	}
+	kept := func() {
+		t.Helper()
+		answers("db/files/data/value", "kept in data")
+		answers("db/files/scratch/value", "kept in scratch")
+	}
+	kept()
+	p.upChangesNothing() // else the rest would prove nothing
+	made := p.Containers()
+	require.Len(t, made, 6)
+	// fresh requires that these services run in other containers than before, and
+	// nothing else does.
+	fresh := func(before map[string]string, services ...string) {
+		t.Helper()
+		now := p.Containers()
+		require.Len(t, now, len(before))
+		for name, id := range before {
+			service := strings.TrimPrefix(name[:strings.LastIndex(name, "-")], p.Project+"-")
+			if slices.Contains(services, service) {
+				require.NotEqual(t, id, now[name], name)
+			} else {
+				require.Equal(t, id, now[name], name)
+			}
+		}
+	}
+	customers := func(what string, versions ...string) func() {
+		gap := stage.MeasureGap(t, url)
+		return func() {
+			t.Helper()
+			time.Sleep(200 * time.Millisecond) // for requests under way
+			report := gap.Stop()
+			t.Logf("%s: %s", what, report)
+			require.Equal(t, versions, report.Bodies, what)
+			require.Less(t, report.Longest, time.Minute, what)
+		}
+	}
+
+	seen := customers("db, web and workers updated by run --once", "v1", "v2")
+	p.push("acme/db", "stable", "d2", slow)
+	p.push("acme/web", "stable", "v2", slow)
+	p.push("acme/worker", "stable", "w2", slow)
+	rows := p.pass(0)
+	for _, service := range []string{"db", "web", "worker", "worker-2"} {
+		require.Equal(t, "committed", rows[service].Outcome, "%s: %+v", service, rows[service])
+	}
+	require.Equal(t, "not-running", rows["migrate"].Reason)
+	require.NotContains(t, rows, "proxy", "it has no label")
+	answers("", "v2")
+	seen()
+	kept()
+	fresh(made, "db", "web", "worker")
+	p.upChangesNothing()
+
+	seen = customers("web updated by the daemon", "v2", "v3")
+	before := p.Containers()
+	daemon := p.u.Start("run")
+	p.push("acme/web", "stable", "v3", slow)
+	daemon.WaitLog("phase=committed", 2*time.Minute)
+	answers("", "v3")
+	seen()
+	fresh(before, "web")
+	p.upChangesNothing()
+
+	seen = customers("web exits, and is restored by the daemon", "v3")
+	before = p.Containers()
+	p.push("acme/web", "stable", "v4", stage.Exit(3))
+	daemon.WaitLog("phase=restored", 2*time.Minute)
+	answers("", "v3")
+	seen()
+	require.Zero(t, daemon.Stop(20*time.Second))
+	fresh(before)
+	p.upChangesNothing()
+	rows = p.pass(0)
+	require.Equal(t, "rejected", rows["web"].Reason)
+	require.Contains(t, rows["web"].Detail, "it was restarted 3 times")
+
+	seen = customers("web is unhealthy, and is restored by run --once", "v3", "v5")
+	p.reg.Push("acme/web:stable", stage.Image{
+		Version: "v5", Behave: stage.Behaviour{Unhealthy: true}, Healthcheck: stage.Check(200*time.Millisecond, 2),
+	})
+	require.Equal(t, "restored", p.pass(1)["web"].Outcome)
+	answers("", "v3")
+	seen()
+	fresh(before)
+	p.upChangesNothing()
+	kept()
+}
+
+// put writes a page of an app with APP_FILES.
+func put(t *testing.T, url, content string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, url, strings.NewReader(content))
+	require.NoError(t, err)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, resp.StatusCode, "%s", b)
+}
+
+// TestComposeAndAnotherTag: the file still names the tag that a policy has left
+// behind.
+func TestComposeAndAnotherTag(t *testing.T) {
+	t.Parallel()
+	const file = `
+services:
+  web:
+    image: ${REGISTRY}/acme/web:${TAG}
+    labels: {updaterd-e2e: "${MARK}", updaterd.enable: "true", updaterd.policy: "semver:^1"}
+`
+	p := newProject(t, file)
+	p.push("acme/web", "1.0.0", "v1.0", stage.Behaviour{})
+	p.Env = append(p.Env, "TAG=1.0.0")
+	p.Up()
+	p.push("acme/web", "1.1.0", "v1.1", stage.Behaviour{})
+	require.Equal(t, "committed", p.pass(0)["web"].Outcome)
+	web := p.Container("web")
+	c := p.d.Inspect(web)
+	require.Equal(t, p.reg.Ref("acme/web:1.1.0"), c.Config.Image)
+	p.upChangesNothing()
+
+	p.Env = append(p.Env, "TAG=1.1.0")
+	p.Up()
+	require.NotEqual(t, c.ID, p.d.Inspect(web).ID)
+	require.Equal(t, c.Config.Env, p.d.Inspect(web).Config.Env)
+}
+
+// TestComposeOneOffs of "docker compose run" carry the labels of the service's
+// own containers.
+func TestComposeOneOffs(t *testing.T) {
+	t.Parallel()
+	p := newProject(t, `
+services:
+  web:
+    image: ${REGISTRY}/acme/web:stable
+    labels: {updaterd-e2e: "${MARK}", updaterd.enable: "true"}
+`)
+	p.push("acme/web", "stable", "v1", stage.Behaviour{})
+	p.Run("run", "-T", "-d", "--quiet-pull", "web") // before there is a container of the service
+	p.Up()
+	p.Run("run", "-T", "-d", "web")
+	p.Run("run", "-T", "--rm", "web", "exit", "0")
+	p.Run("run", "-T", "web", "exit", "0")
+	p.Run("create", "--no-recreate")
+	before := p.Containers()
+	require.Len(t, before, 4)
+
+	p.push("acme/web", "stable", "v2", stage.Behaviour{})
+	rows := p.pass(0)
+	require.Len(t, rows, 1)
+	require.Equal(t, "committed", rows["web"].Outcome)
+	p.push("acme/web", "stable", "v3", stage.Exit(3))
+	require.Equal(t, "restored", p.pass(1)["web"].Outcome)
+	after := p.Containers()
+	require.Len(t, after, 4)
+	for name, id := range before {
+		if name == p.Container("web") {
+			require.Contains(t, p.d.Inspect(name).Config.Env, "APP_VERSION=v2")
+			continue
+		}
+		require.Equal(t, id, after[name], name)
+		require.Contains(t, p.d.Inspect(name).Config.Env, "APP_VERSION=v1")
+	}
+	p.upChangesNothing()
+}
+
+// TestComposeFiles: configs and secrets by file are mounts; the others Compose
+// copies into the container, where no inspect shows them.
+func TestComposeFiles(t *testing.T) {
+	t.Parallel()
+	p := newProject(t, `
+x-all: &all {updaterd-e2e: "${MARK}", updaterd.enable: "true"}
+services:
+  mounted:
+    image: ${REGISTRY}/acme/web:stable
+    environment: {APP_FILES: /}
+    configs: [{source: file, target: /etc/app.conf}]
+    secrets: [file]
+    labels: *all
+  config:
+    image: ${REGISTRY}/acme/web:stable
+    configs: [{source: content, target: /etc/app.conf}]
+    labels: *all
+  config-env:
+    image: ${REGISTRY}/acme/web:stable
+    configs: [environment]
+    labels: *all
+  secret:
+    image: ${REGISTRY}/acme/web:stable
+    secrets: [environment]
+    labels: *all
+  secret-target:
+    image: ${REGISTRY}/acme/web:stable
+    secrets: [{source: environment, target: /srv/token, mode: 0400}]
+    labels: *all
+configs:
+  file: {file: app.conf}
+  content: {content: "color=${COLOR}"}
+  environment: {environment: COLOR}
+secrets:
+  file: {file: token}
+  environment: {environment: TOKEN}
+`)
+	p.Write("app.conf", "color=green")
+	p.Write("token", "hush")
+	p.Env = append(p.Env, "COLOR=blue", "TOKEN=hush")
+	p.push("acme/web", "stable", "v1", stage.Behaviour{})
+	p.Up()
+	before := p.Containers()
+	p.push("acme/web", "stable", "v2", stage.Behaviour{})
+	rows := p.pass(0)
+	require.Len(t, rows, 5)
+	for service, file := range map[string]string{
+		"config": "/etc/app.conf", "config-env": "/environment",
+		"secret": "/run/secrets/environment", "secret-target": "/srv/token",
+	} {
+		row := rows[service]
+		require.Equal(t, "unsupported", row.Reason, "%s: %+v", service, row)
+		require.Contains(t, row.Detail, file, service)
+		require.Equal(t, before[p.Container(service)], p.Containers()[p.Container(service)], service)
+	}
+	require.Equal(t, "committed", rows["mounted"].Outcome, "%+v", rows["mounted"])
+	for path, content := range map[string]string{"/etc/app.conf": "color=green", "/run/secrets/file": "hush"} {
+		require.Equal(t, content, p.Run("exec", "-T", "mounted", "/app", "get", "http://127.0.0.1:8080/files"+path))
+	}
+}
