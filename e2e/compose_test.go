@@ -296,8 +296,17 @@ services:
 
 	p.Env = append(p.Env, "TAG=1.1.0")
 	p.Up()
-	require.NotEqual(t, c.ID, p.d.Inspect(web).ID)
-	require.Equal(t, c.Config.Env, p.d.Inspect(web).Config.Env)
+	now := p.d.Inspect(web)
+	require.NotEqual(t, c.ID, now.ID, "the new tag in the file has it recreated")
+	require.Equal(t, c.Config.Env, now.Config.Env)
+	p.upChangesNothing()
+
+	p.push("acme/web", "1.2.0", "v1.2", stage.Behaviour{})
+	require.Equal(t, "committed", p.pass(0)["web"].Outcome)
+	p.push("acme/web", "1.1.0", "v1.1, built again", stage.Behaviour{})
+	p.Run("pull", "--quiet")
+	p.Up()
+	require.Equal(t, p.reg.Ref("acme/web:1.1.0"), p.d.Inspect(web).Config.Image, "Compose goes back to what the file says")
 }
 
 // TestComposeOneOffs of "docker compose run" carry the labels of the service's

@@ -341,7 +341,7 @@ func (r *recreation) labels() map[string]string {
 		return labels
 	}
 	if r.ref != r.was.Config.Image {
-		r.note("the label %s stays: Compose's file still names %s, and the next \"compose up\" goes back to it until the file says %s",
+		r.note("the label %s stays: Compose's file still names %s, and Compose goes back to it when it next recreates the container, until the file says %s",
 			labelComposeImage, r.was.Config.Image, r.ref)
 		return labels
 	}
