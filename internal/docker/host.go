@@ -75,6 +75,7 @@ type Host struct {
 	version  string          // of the engine's API, as last seen
 	podman   bool            // it cannot update a restart policy
 	prepared map[string]bool // changes prepared by this process and not applied yet
+	uses     edges           // what each container uses, by name or id; see kindred
 }
 
 var _ updater.Backend = (*Host)(nil)

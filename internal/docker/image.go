@@ -170,14 +170,12 @@ func repositoryOf(ref string) string {
 	return named.Name()
 }
 
-// repositoriesOf are those of the images that a change goes from and to.
-func repositoriesOf(c updater.Change) []string {
+// repositories are those of the images that a piece goes from and to.
+func (p piece) repositories() []string {
 	var names []string
-	for _, p := range c.Parts {
-		for _, ref := range []string{p.From.Ref, p.To.Ref} {
-			if name := repositoryOf(ref); name != "" {
-				names = append(names, name)
-			}
+	for _, ref := range []string{p.From.Ref, p.To.Ref} {
+		if name := repositoryOf(ref); name != "" {
+			names = append(names, name)
 		}
 	}
 	return names
@@ -187,22 +185,22 @@ func repositoriesOf(c updater.Change) []string {
 // that the settings keep, oldest first. Where the policy chooses tags, each
 // version has one of its own, which goes with its image; tags of repositories
 // that are not the workload's keep theirs.
-func (h *Host) keepPrevious(ctx context.Context, c updater.Change, o origin) error {
-	keep := c.Parts[0].Settings.Keep
+func (h *Host) keepPrevious(ctx context.Context, p piece) error {
+	keep := p.Settings.Keep
 	if keep == updater.KeepAll {
 		return nil
 	}
-	tags, err := h.tagsOf(ctx, previousRepository+pathComponent(o.Name))
+	tags, err := h.tagsOf(ctx, previousRepository+pathComponent(p.Name))
 	if err != nil {
 		return err
 	}
 	for _, t := range tags[:max(len(tags)-keep, 0)] {
-		if err := h.release(ctx, t, repositoriesOf(c)); err != nil {
+		if err := h.release(ctx, t, p.repositories()); err != nil {
 			return err
 		}
 	}
 	if keep == 0 {
-		return h.drop(ctx, o.Image, repositoriesOf(c)...)
+		return h.drop(ctx, p.Image, p.repositories()...)
 	}
 	return nil
 }
@@ -247,8 +245,10 @@ func (h *Host) tagsOf(ctx context.Context, repository string) ([]imageTag, error
 // moved names the original's image again, so that "docker compose up" does not
 // deploy what was just rejected, and a tag that was not there goes. Unless
 // somebody has moved it since, or runs the new image by it.
-func (h *Host) returnTag(ctx context.Context, c updater.Change, o origin, newID, newImage string) error {
-	p := c.Parts[0]
+func (h *Host) returnTag(ctx context.Context, c updater.Change, p piece, newID, newImage string) error {
+	if !p.Changes() {
+		return nil
+	}
 	tag, err := localTag(p.To.Ref)
 	if err != nil || tag == "" {
 		return err
@@ -256,7 +256,7 @@ func (h *Host) returnTag(ctx context.Context, c updater.Change, o origin, newID,
 	unlock := h.refs.lock(tag)
 	defer unlock()
 	now, err := h.imageOf(ctx, tag)
-	if err != nil || now == nil || now.ID == o.Image {
+	if err != nil || now == nil || now.ID == p.Image {
 		return err
 	}
 	if newImage == "" {
@@ -271,7 +271,7 @@ func (h *Host) returnTag(ctx context.Context, c updater.Change, o origin, newID,
 		}
 		newImage = img.ID
 	}
-	if now.ID != newImage || !c.Disturbed && o.TagImage == newImage {
+	if now.ID != newImage || !c.Disturbed && p.TagImage == newImage {
 		return nil // somebody else moved it, after or before us
 	}
 	all, err := h.list(ctx)
@@ -291,8 +291,8 @@ func (h *Host) returnTag(ctx context.Context, c updater.Change, o origin, newID,
 	case err != nil:
 		return err
 	case was == tag:
-		return h.tag(ctx, o.Image, tag)
-	case o.NewTag:
+		return h.tag(ctx, p.Image, tag)
+	case p.NewTag:
 		if err := h.untag(ctx, tag); err != nil && !cerrdefs.IsConflict(err) {
 			return err
 		}

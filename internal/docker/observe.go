@@ -10,12 +10,15 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/pkg/stdcopy"
 
 	"github.com/updaterd/updaterd/internal/updater"
@@ -34,21 +37,23 @@ const (
 
 // Observe implements updater.Backend.
 func (h *Host) Observe(ctx context.Context, c updater.Change, part int, s updater.Side) (updater.Observation, error) {
-	o, err := readOrigin(c)
+	all, err := pieces(c)
 	if err != nil {
 		return updater.Observation{}, err
 	}
-	b, err := h.at(ctx, c, o, s)
+	p := all[part]
+	b, err := h.at(ctx, p, s)
 	if err != nil {
 		return updater.Observation{}, err
 	}
+	fresh := s == updater.NewSide && p.Replace
 	if b == nil {
-		return updater.Observation{Gone: true}, nil
+		return h.vanished(ctx, p, fresh), nil
 	}
 	seen := observation(b)
-	seen.Undone = s == updater.NewSide && b.name() != o.Name
-	if s == updater.OldSide && b.ID == o.ID {
-		seen.Restarts = restartsSince(b, o)
+	seen.Undone = fresh && b.name() != p.Name && !p.Overlap
+	if s == updater.OldSide && b.ID == p.ID {
+		seen.Restarts = restartsSince(b, p.origin)
 	}
 	if !seen.Running && !seen.Restarting && seen.Fault == "" && s == updater.NewSide {
 		if was := readMark(c).Engine; was != "" {
@@ -60,8 +65,8 @@ func (h *Host) Observe(ctx context.Context, c updater.Change, part int, s update
 	if s == updater.NewSide && seen.Fault == "" && stoppedByHand(b, h.isPodman()) {
 		seen.Fault, seen.Blame = "somebody stopped it (docker stop) while it was being judged", updater.Unclear
 	}
-	if p := c.Parts[0].Settings.Health.Probe; p != "" && seen.Running && !seen.Paused {
-		if seen.Probe, err = h.probe(ctx, b, p); err != nil {
+	if probe := p.Settings.Health.Probe; probe != "" && seen.Running && !seen.Paused {
+		if seen.Probe, err = h.probe(ctx, b, probe); err != nil {
 			return updater.Observation{}, err
 		}
 	}
@@ -71,17 +76,50 @@ func (h *Host) Observe(ctx context.Context, c updater.Change, part int, s update
 	return seen, nil
 }
 
-// at returns the container of one side; nil when it has gone.
-func (h *Host) at(ctx context.Context, c updater.Change, o origin, s updater.Side) (*box, error) {
-	id := o.ID
-	if s == updater.NewSide {
-		id = readMark(c).ID
+// vanished is what is known of a container that has gone. One that the engine
+// removes when it ends (--rm) leaves its exit code in the engine's events.
+func (h *Host) vanished(ctx context.Context, p piece, fresh bool) updater.Observation {
+	gone := updater.Observation{Gone: true}
+	if !p.Fleeting || !fresh || p.made == "" {
+		return gone
 	}
-	if b, err := h.inspect(ctx, id); err != nil || b != nil {
+	code, err := h.exitOf(ctx, p.made)
+	if err != nil {
+		h.log.Debug("engine does not tell how a container ended", "workload", p.Workload, "err", err)
+		return gone
+	}
+	return updater.Observation{ExitCode: code}
+}
+
+// exitOf is the exit code of a container that has gone.
+func (h *Host) exitOf(ctx context.Context, id string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	seen, failed := h.client().Events(ctx, events.ListOptions{
+		Since: "0", Until: strconv.FormatInt(time.Now().Unix(), 10),
+		Filters: filters.NewArgs(filters.Arg("container", id), filters.Arg("event", "die")),
+	})
+	for {
+		select {
+		case e := <-seen:
+			return strconv.Atoi(e.Actor.Attributes["exitCode"])
+		case err := <-failed:
+			return 0, err
+		}
+	}
+}
+
+// at returns the container of one side; nil when it has gone.
+func (h *Host) at(ctx context.Context, p piece, s updater.Side) (*box, error) {
+	id := p.ID
+	if s == updater.NewSide && p.Replace {
+		id = p.made
+	}
+	if b, err := h.inspect(ctx, id); err != nil || b != nil || !p.Replace {
 		return b, err
 	}
 	// The original may be a copy by now, and a mark may have been lost.
-	_, b, err := h.look(ctx, c, o)
+	b, err := h.find(ctx, p)
 	if s == updater.NewSide {
 		return b.new, err
 	}
@@ -318,16 +356,16 @@ func probeCommand(s string) ([]string, error) {
 // Exec implements updater.Backend. A command that runs longer than its timeout
 // goes on running: an engine has no way to end one.
 func (h *Host) Exec(ctx context.Context, c updater.Change, part int, s updater.Side, hook updater.Hook) (updater.Result, error) {
-	o, err := readOrigin(c)
+	all, err := pieces(c)
 	if err != nil {
 		return updater.Result{}, err
 	}
-	b, err := h.at(ctx, c, o, s)
+	b, err := h.at(ctx, all[part], s)
 	if err != nil {
 		return updater.Result{}, err
 	}
 	if b == nil {
-		return updater.Result{}, fmt.Errorf("container %s has gone: the command cannot be run in it", o.Name)
+		return updater.Result{}, fmt.Errorf("container %s has gone: the command cannot be run in it", all[part].Name)
 	}
 	return h.exec(ctx, b, hook)
 }

@@ -6,8 +6,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -21,62 +23,224 @@ import (
 // mostSuspects bounds how many files of a writable layer are looked at.
 const mostSuspects = 200
 
-// Plan implements updater.Backend. On a Docker host a change is one container:
-// what others depend on is refused.
+// Plan implements updater.Backend. What uses the namespaces, the volumes or the
+// links of a container that is replaced is replaced with it, and what Compose
+// restarts with it is restarted.
 func (h *Host) Plan(ctx context.Context, c *updater.Change, join func(string) (updater.Settings, error)) error {
-	if len(c.Parts) != 1 {
-		return fmt.Errorf("change %s: a change on a docker host has one part, not %d", c.ID, len(c.Parts))
-	}
-	p := c.Parts[0]
-	name, err := h.workloadName(p.Workload)
-	if err != nil {
-		return err
-	}
-	if err := honoured(c.Parts[0].Settings); err != nil {
-		return err
-	}
 	if _, err := h.connect(ctx); err != nil {
 		return err
 	}
-	old, err := h.inspect(ctx, name)
-	switch {
-	case err != nil:
-		return err
-	case old == nil:
-		return fmt.Errorf("container %s has gone since it was listed: %w", name, updater.ErrSuperseded)
-	case !old.State.Running || old.State.Paused || old.State.Restarting:
-		return &updater.Refusal{
-			Reason: updater.NotRunning, Detail: notRunning(old.State.Status),
-		}
-	}
-	if err := h.itself(ctx, old); err != nil {
-		return err
-	}
-	if err := h.inTheWay(ctx, old); err != nil {
-		return err
-	}
-
-	o := origin{
-		Name: name, ID: old.ID, Image: old.Image, Policy: old.HostConfig.RestartPolicy,
-		Settled: settled(old), Restarts: old.RestartCount, StartedAt: old.State.StartedAt,
-	}
-	s, err := h.snapshotOf(ctx, old)
+	all, err := h.kindred(ctx)
 	if err != nil {
 		return err
 	}
-	o.Snapshot = &s
-	if err := refuse(s); err != nil {
+	if err := h.widen(c, all, join); err != nil {
 		return err
 	}
-	if err := h.needed(ctx, old); err != nil {
+	c.Alone = false
+	origins := make([]origin, len(c.Parts))
+	for i := range c.Parts {
+		if origins[i], err = h.plan(ctx, c, i, all); err != nil {
+			return inGroup(c, i, err)
+		}
+	}
+	if c.Origin, err = json.Marshal(origins); err != nil {
+		return fmt.Errorf("recording the original of change %s: %w", c.ID, err)
+	}
+	return nil
+}
+
+// widen adds to a wish what must move along, and puts all in start order.
+func (h *Host) widen(c *updater.Change, all []kin, join func(string) (updater.Settings, error)) error {
+	wished := map[string]bool{}
+	parts := map[string]updater.Part{} // by container id
+	for _, p := range c.Parts {
+		name, err := h.workloadName(p.Workload)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(all, func(k kin) bool { return k.name == name })
+		if i < 0 {
+			return fmt.Errorf("container %s has gone since it was listed: %w", name, updater.ErrSuperseded)
+		}
+		wished[all[i].id] = true
+		parts[all[i].id] = p
+	}
+	g := groupOf(wished, all)
+	add := func(k kin, replace bool) error {
+		if _, ok := parts[k.id]; ok {
+			return nil
+		}
+		p := updater.Part{Workload: h.name + "/" + k.name, Replace: replace}
+		if err := mayJoin(k); err != nil {
+			return err
+		}
+		var err error
+		p.Settings, err = join(p.Workload)
+		parts[k.id] = p
 		return err
+	}
+	for _, k := range g.replaced {
+		if err := add(k, true); err != nil {
+			return err
+		}
+	}
+	for _, k := range g.restarted {
+		if err := add(k, false); err != nil {
+			return err
+		}
+	}
+
+	needs := using(all)
+	for id, more := range following(all, false) {
+		needs[id] = append(needs[id], more...)
+	}
+	for id, p := range parts {
+		for _, n := range p.Settings.DependsOn {
+			if k, ok := resolve(strings.TrimPrefix(n, h.name+"/"), all); ok && k.id != id {
+				needs[id] = append(needs[id], k.id)
+			}
+		}
+	}
+	sorted, err := inOrder(slices.Concat(g.replaced, g.restarted), needs)
+	if err != nil {
+		return err
+	}
+	c.Parts, c.Related = nil, nil
+	for _, k := range sorted {
+		c.Parts = append(c.Parts, parts[k.id])
+	}
+	for _, k := range g.related {
+		c.Related = append(c.Related, h.name+"/"+k.name)
+	}
+	return nil
+}
+
+// mayJoin refuses what cannot move along with others.
+func mayJoin(k kin) error {
+	if k.oneOff() {
+		return &updater.Refusal{
+			Reason: updater.Unsupported,
+			Detail: fmt.Sprintf("%s uses it, and is a one-off container of Compose, which is not run again: let it end, and remove it", k.name),
+		}
+	}
+	if who := manager(k.labels); who != "" {
+		return &updater.Refusal{
+			Reason: updater.ManagedElsewhere,
+			Detail: fmt.Sprintf("%s uses it, and is managed by %s: update it there", k.name, who),
+		}
+	}
+	return nil
+}
+
+// inGroup names the part of a group that an error is about.
+func inGroup(c *updater.Change, part int, err error) error {
+	r, ok := errors.AsType[*updater.Refusal](err)
+	if !ok || c.Parts[part].Workload == c.Unit {
+		return err
+	}
+	return &updater.Refusal{Reason: r.Reason, Err: r.Err, Detail: c.Parts[part].Workload + ", which must move along: " + r.Detail}
+}
+
+// plan looks at one part and records what is there.
+func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin) (origin, error) {
+	p := &c.Parts[part]
+	name, err := h.workloadName(p.Workload)
+	if err != nil {
+		return origin{}, err
+	}
+	asked := p.To != (updater.Image{}) // the others go along
+	old, err := h.inspect(ctx, name)
+	switch {
+	case err != nil:
+		return origin{}, err
+	case old == nil:
+		return origin{}, fmt.Errorf("container %s has gone since it was listed: %w", name, updater.ErrSuperseded)
+	}
+	status := old.State.Status
+	p.Idle = !old.running() || old.State.Paused
+	switch {
+	case asked && status != container.StateRunning && !p.Settings.IncludeStopped:
+		return origin{}, &updater.Refusal{Reason: updater.NotRunning, Detail: notRunning(status)}
+	case !asked && old.State.Paused, status == container.StateRemoving, status == container.StateDead:
+		return origin{}, &updater.Refusal{Reason: updater.NotRunning, Detail: notRunning(status)}
+	}
+	p.Healthy = healthy(old)
+	o := origin{
+		Name: name, ID: old.ID, Image: old.Image, Policy: old.HostConfig.RestartPolicy,
+		Settled: settled(old), Restarts: old.RestartCount, StartedAt: old.State.StartedAt,
+		Fleeting: old.HostConfig.AutoRemove, Overlap: p.Settings.StartFirst && asked && !p.Idle,
+	}
+	if p.Idle {
+		o.Status = string(status)
+	}
+	if !asked {
+		if p.From, err = h.runs(ctx, old); err != nil {
+			return origin{}, err
+		}
+		p.To = p.From
+	}
+	if !p.Replace {
+		return o, h.itself(ctx, old)
+	}
+	if err := h.itself(ctx, old); err != nil {
+		return origin{}, err
+	}
+	if err := h.inTheWay(ctx, old); err != nil {
+		return origin{}, err
+	}
+	for _, ref := range references(old.HostConfig) {
+		if _, ok := resolve(ref, all); !ok {
+			return origin{}, &updater.Refusal{
+				Reason: updater.Unsupported,
+				Detail: fmt.Sprintf("it uses container %s, which does not exist any more: recreate it by hand", ref),
+			}
+		}
+	}
+	s, err := h.snapshotOf(ctx, old)
+	if err != nil {
+		return origin{}, err
+	}
+	o.Snapshot = &s
+	if err := refuse(s, p.Settings.NoRollback); err != nil {
+		return origin{}, err
+	}
+	if o.Overlap {
+		if err := refuseOverlap(s, len(c.Parts)); err != nil {
+			return origin{}, err
+		}
 	}
 	if err := h.copied(ctx, old, s); err != nil {
-		return err
+		return origin{}, err
 	}
-	if tag, err := localTag(p.To.Ref); err != nil {
+	if p.Changes() {
+		if err := h.planImage(ctx, *p, &o); err != nil {
+			return origin{}, err
+		}
+	}
+	if probe := p.Settings.Health.Probe; probe != "" && !p.Idle {
+		why, err := h.probe(ctx, old, probe)
+		switch {
+		case err != nil:
+			return origin{}, err
+		case why != "":
+			return origin{}, &updater.Refusal{
+				Reason: updater.Unsupported,
+				Detail: fmt.Sprintf("health.probe %s does not pass on what runs, so it cannot judge what comes: %s", probe, why),
+			}
+		}
+	}
+	return o, nil
+}
+
+// planImage records what the tag to be written stands for now, and whether the
+// image is here.
+func (h *Host) planImage(ctx context.Context, p updater.Part, o *origin) error {
+	tag, err := localTag(p.To.Ref)
+	if err != nil {
 		return &updater.Refusal{Reason: updater.Unsupported, Detail: "the reference to write is none", Err: err}
-	} else if tag != "" {
+	}
+	if tag != "" {
 		img, err := h.imageOf(ctx, tag)
 		if err != nil {
 			return err
@@ -90,49 +254,8 @@ func (h *Host) Plan(ctx context.Context, c *updater.Change, join func(string) (u
 		return &updater.Refusal{Reason: updater.Unsupported, Detail: "the image decided on has no digest", Err: err}
 	}
 	img, err := h.imageOf(ctx, ref)
-	if err != nil {
-		return err
-	}
 	o.NewImage = img == nil
-
-	c.Parts[0].Healthy = healthy(old)
-	if c.Parts[0].Settings.Health.Probe != "" {
-		why, err := h.probe(ctx, old, c.Parts[0].Settings.Health.Probe)
-		switch {
-		case err != nil:
-			return err
-		case why != "":
-			return &updater.Refusal{
-				Reason: updater.Unsupported,
-				Detail: fmt.Sprintf("health.probe %s does not pass on what runs, so it cannot judge what comes: %s", c.Parts[0].Settings.Health.Probe, why),
-			}
-		}
-	}
-	if c.Origin, err = json.Marshal(o); err != nil {
-		return fmt.Errorf("recording the original of change %s: %w", c.ID, err)
-	}
-	return nil
-}
-
-// honoured refuses settings that this backend does not have yet, instead of
-// ignoring them.
-func honoured(s updater.Settings) error {
-	for _, f := range []struct {
-		set bool
-		key string
-	}{
-		{s.StartFirst, "start-first"},
-		{s.IncludeStopped, "include-stopped"},
-		{s.NoRollback, "no-rollback"},
-	} {
-		if f.set {
-			return &updater.Refusal{
-				Reason: updater.InvalidSettings,
-				Detail: f.key + " is not supported on a docker host yet: take it away",
-			}
-		}
-	}
-	return nil
+	return err
 }
 
 // healthy: it runs, and its health check, if it has one, passes.
@@ -188,42 +311,6 @@ func (h *Host) snapshotOf(ctx context.Context, b *box) (snapshot, error) {
 		s.NetworkNames[n.ID] = n.Name
 	}
 	return s, nil
-}
-
-// needed refuses a container that others could not live without: they would
-// keep hold of the namespaces of one that has gone.
-func (h *Host) needed(ctx context.Context, b *box) error {
-	all, err := h.list(ctx)
-	if err != nil {
-		return err
-	}
-	var ids []string
-	for _, c := range all {
-		if c.ID != b.ID {
-			ids = append(ids, c.ID)
-		}
-	}
-	others, err := inParallel(ctx, ids, h.inspect)
-	if err != nil {
-		return err
-	}
-	var raws []json.RawMessage
-	for _, o := range others {
-		if o != nil {
-			raws = append(raws, o.raw)
-		}
-	}
-	if names := dependents(b.ID, b.name(), raws); len(names) > 0 {
-		verb := "use"
-		if len(names) == 1 {
-			verb = "uses"
-		}
-		return &updater.Refusal{
-			Reason: updater.Unsupported,
-			Detail: fmt.Sprintf("%s %s its namespaces, volumes or links, and containers that belong together cannot be replaced yet: update them by hand", strings.Join(names, ", "), verb),
-		}
-	}
-	return nil
 }
 
 // copied refuses a container with files that Compose copied into it: they

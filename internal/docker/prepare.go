@@ -15,72 +15,162 @@ import (
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
-// Prepare implements updater.Backend: it pulls, moves the local tag and creates
-// the new container under its name for the time being, with all its networks.
+// Prepare implements updater.Backend: it pulls, moves the local tags and creates
+// the new containers under their names for the time being, with all their
+// networks, each after those that it uses.
 func (h *Host) Prepare(ctx context.Context, c updater.Change, report func(updater.Progress)) error {
-	o, err := readOrigin(c)
+	all, err := pieces(c)
 	if err != nil {
 		return err
 	}
 	if _, err := h.connect(ctx); err != nil {
 		return err
 	}
-	s, b, err := h.look(ctx, c, o)
-	old := b.old
-	switch {
-	case err != nil:
-		return err
-	case s.new.place == asName:
-		return nil // it has been applied already
-	case old == nil || old.name() != o.Name:
-		return fmt.Errorf("container %s is no longer the one that was to be updated: %w", o.Name, updater.ErrSuperseded)
-	case o.Snapshot == nil:
-		return fmt.Errorf("change %s: its record of the original is not whole", c.ID)
-	}
-	was, err := h.imageOf(ctx, o.Image)
+	scenes, b, err := h.look(ctx, all)
 	if err != nil {
 		return err
 	}
-	if was == nil {
-		return &updater.Refusal{
-			Reason: updater.Unsupported,
-			Detail: fmt.Sprintf("its image %s has been removed from the engine: recreate it by hand", o.Image),
+	for i, p := range all {
+		switch {
+		case !p.Replace:
+		case scenes[i].new.place == asName:
+			return nil // it has been applied already
+		case b[i].old == nil || b[i].old.name() != p.Name:
+			return fmt.Errorf("container %s is no longer the one that was to be updated: %w", p.Name, updater.ErrSuperseded)
+		case p.Snapshot == nil:
+			return fmt.Errorf("change %s: its record of the original is not whole", c.ID)
+		}
+	}
+	images, err := h.images(ctx, all, b, report)
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		if err := h.fetchTest(ctx, c, i, report); err != nil {
+			return err
 		}
 	}
 
-	img, err := h.fetch(ctx, c.Parts[0].To, was, report)
-	if err != nil {
-		return err
+	until := h.until(all, b)
+	made := make([]*box, len(all))
+	for i, p := range all {
+		if !p.Replace {
+			continue
+		}
+		raw, err := h.imageRaw(ctx, images[i].ID)
+		if err != nil {
+			return err
+		}
+		ref := p.To.Ref
+		if !p.Changes() {
+			ref = b[i].old.Config.Image
+		}
+		moved, err := h.moved(ctx, all, made, b[i].old)
+		if err != nil {
+			return err
+		}
+		spec, err := recreate(*p.Snapshot, raw, ref, moved)
+		if err != nil {
+			return err
+		}
+		for _, note := range spec.Notes {
+			h.log.Info("new container differs harmlessly", "workload", p.Workload, "reason", note)
+		}
+		h.label(&spec, p, all, until)
+		report(updater.Progress{Step: "creating"})
+		if made[i], err = h.create(ctx, p, ref, spec, images[i]); err != nil {
+			return err
+		}
 	}
-	if same(old, img, c.Parts[0].To) {
-		return fmt.Errorf("image %s: %w", c.Parts[0].To.Ref, updater.ErrSame)
-	}
-	raw, err := h.imageRaw(ctx, img.ID)
-	if err != nil {
-		return err
-	}
-	spec, err := recreate(*o.Snapshot, raw, c.Parts[0].To.Ref)
-	if err != nil {
-		return err
-	}
-	for _, note := range spec.Notes {
-		h.log.Info("new container differs harmlessly", "workload", c.Parts[0].Workload, "reason", note)
-	}
-	h.label(&spec, c, o, old)
-
-	report(updater.Progress{Step: "creating"})
-	created, err := h.create(ctx, c, o, spec, img)
-	if err != nil {
-		return err
-	}
-	if d := created.ImageManifestDescriptor; d != nil && old.ImageManifestDescriptor != nil &&
-		d.Digest == old.ImageManifestDescriptor.Digest {
-		return fmt.Errorf("image %s: %w", c.Parts[0].To.Ref, updater.ErrSame)
+	if sameManifests(all, b, made) {
+		return fmt.Errorf("image %s: %w", all[0].To.Ref, updater.ErrSame)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.prepared[c.ID] = true
 	return nil
+}
+
+// images are the images that the new containers are to run. ErrSame: each is
+// what its container runs already.
+func (h *Host) images(ctx context.Context, all []piece, b []boxes, report func(updater.Progress)) ([]*image.InspectResponse, error) {
+	images := make([]*image.InspectResponse, len(all))
+	same := true
+	for i, p := range all {
+		if !p.Replace {
+			continue
+		}
+		was, err := h.imageOf(ctx, p.Image)
+		if err != nil {
+			return nil, err
+		}
+		if was == nil {
+			return nil, &updater.Refusal{
+				Reason: updater.Unsupported,
+				Detail: fmt.Sprintf("container %s: its image %s has been removed from the engine: recreate it by hand", p.Name, p.Image),
+			}
+		}
+		images[i] = was
+		if !p.Changes() {
+			continue
+		}
+		if images[i], err = h.fetch(ctx, p.To, was, report); err != nil {
+			return nil, err
+		}
+		same = same && sameImage(b[i].old, images[i], p.To)
+	}
+	if same {
+		return nil, fmt.Errorf("image %s: %w", all[0].To.Ref, updater.ErrSame)
+	}
+	return images, nil
+}
+
+// moved says what a new container is to use instead of what the old one uses:
+// new containers of the same change, and by their names those that a person
+// named where the engine shows an id.
+func (h *Host) moved(ctx context.Context, all []piece, made []*box, old *box) (map[string]string, error) {
+	moved := map[string]string{}
+	for _, ref := range references(old.HostConfig) {
+		for j, other := range all {
+			if made[j] != nil && other.meantBy(ref) {
+				moved[ref] = made[j].ID
+			}
+		}
+	}
+	if old.label(labelVolumesFrom) == "" {
+		return moved, nil
+	}
+	written := strings.Split(old.label(labelVolumesFrom), ",")
+	for i, v := range old.HostConfig.VolumesFrom {
+		ref, _, _ := strings.Cut(v, ":")
+		if moved[ref] != "" || i >= len(written) {
+			continue
+		}
+		name, _, _ := strings.Cut(written[i], ":")
+		now, err := h.inspect(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if now != nil && now.ID == ref {
+			moved[ref] = name
+		}
+	}
+	return moved, nil
+}
+
+// sameManifests: the containers created run the very images of the old ones,
+// which an engine with the containerd store tells only now.
+func sameManifests(all []piece, b []boxes, made []*box) bool {
+	for i, p := range all {
+		if !p.Changes() {
+			continue
+		}
+		was, is := b[i].old.ImageManifestDescriptor, made[i].ImageManifestDescriptor
+		if was == nil || is == nil || was.Digest != is.Digest {
+			return false
+		}
+	}
+	return true
 }
 
 // fetch pulls the image decided on, unless it is here, and makes sure that it
@@ -118,32 +208,60 @@ func (h *Host) fetch(ctx context.Context, to updater.Image, was *image.InspectRe
 	return img, nil
 }
 
-// same: the image for this platform is what runs already. Without the
+// sameImage: the image for this platform is what runs already. Without the
 // containerd store that is the image id; with it the id is the digest of the
 // index, and the manifest tells.
-func same(old *box, img *image.InspectResponse, to updater.Image) bool {
+func sameImage(old *box, img *image.InspectResponse, to updater.Image) bool {
 	if d := old.ImageManifestDescriptor; d != nil && to.Manifest != "" {
 		return d.Digest.String() == to.Manifest
 	}
 	return img.ID == old.Image
 }
 
+// until is when a change is broken off by whoever finds it.
+func (h *Host) until(all []piece, b []boxes) time.Time {
+	var stops, gate time.Duration
+	for i, p := range all {
+		gate = max(gate, p.Settings.Health.Timeout)
+		stops += startLimit
+		if old := b[i].old; old != nil {
+			stops += 2 * stopTimeout(old, p.Settings.StopTimeout)
+			gate = max(gate, ownTimeout(old.Config.Healthcheck))
+		}
+		gate = max(gate, 4*p.Settings.Health.Stable)
+		stops += p.Settings.PreUpdate.Timeout + p.Settings.PostUpdate.Timeout + p.Settings.Health.Test.Timeout
+	}
+	return time.Now().Add(stops + 2*gate + startLimit + time.Minute)
+}
+
 // label marks the new container as this change's.
-func (h *Host) label(spec *creation, c updater.Change, o origin, old *box) {
+func (h *Host) label(spec *creation, p piece, all []piece, until time.Time) {
 	labels := maps.Clone(spec.Config.Labels)
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	maps.DeleteFunc(labels, func(k, _ string) bool {
-		return strings.HasPrefix(k, labelPrefix) && k != labelAnonymous
-	})
-	gate := max(c.Parts[0].Settings.Health.Timeout, ownTimeout(spec.Config.Healthcheck), ownTimeout(old.Config.Healthcheck)) +
-		4*c.Parts[0].Settings.Health.Stable + c.Parts[0].Settings.PreUpdate.Timeout + c.Parts[0].Settings.PostUpdate.Timeout
-	stop := stopTimeout(old, c.Parts[0].Settings.StopTimeout)
-	labels[labelReplaces] = o.ID
-	labels[labelChange] = c.ID
+	maps.DeleteFunc(labels, func(k, _ string) bool { return passing(k) })
+	labels[labelReplaces] = p.ID
+	labels[labelChange] = p.change
 	labels[labelOwner] = h.owner
-	labels[labelUntil] = time.Now().Add(2*stop + gate + 2*startLimit + time.Minute).UTC().Format(time.RFC3339)
+	labels[labelUntil] = until.UTC().Format(time.RFC3339)
+	var replaced, restarted []string
+	for _, other := range all {
+		if other.Replace {
+			replaced = append(replaced, other.ID)
+		} else {
+			restarted = append(restarted, other.ID)
+		}
+	}
+	if len(all) > 1 {
+		labels[labelGroup] = strings.Join(replaced, ",")
+	}
+	if p.Idle {
+		labels[labelIdle] = p.Status
+	}
+	if len(restarted) > 0 {
+		labels[labelRestarts] = strings.Join(restarted, ",")
+	}
 	spec.Config.Labels = labels
 }
 
@@ -163,11 +281,24 @@ func expired(until string, now time.Time) bool {
 
 // create makes the container under the name with suffixNew, unless an earlier
 // call has. The tag must stand for the new image while the engine creates it, and
-// is shared by all containers on it: one change at a time.
-func (h *Host) create(ctx context.Context, c updater.Change, o origin, spec creation, img *image.InspectResponse) (*box, error) {
-	tag, err := localTag(c.Parts[0].To.Ref)
-	if err != nil {
-		return nil, err
+// is shared by all containers on it: one change at a time. Of a container that
+// goes along on its own image, the tag may have moved on, and stays where it is.
+func (h *Host) create(ctx context.Context, p piece, ref string, spec creation, img *image.InspectResponse) (*box, error) {
+	tag := ""
+	if !isImageID(ref) {
+		var err error
+		if tag, err = localTag(ref); err != nil {
+			return nil, err
+		}
+	}
+	var made *box
+	create := func() (err error) {
+		made, err = h.createOnce(ctx, p, tag, spec, img)
+		return err
+	}
+	if !p.Changes() {
+		err := h.lend(ctx, tag, img.ID, create)
+		return made, err
 	}
 	if tag != "" {
 		unlock := h.refs.lock(tag)
@@ -176,18 +307,23 @@ func (h *Host) create(ctx context.Context, c updater.Change, o origin, spec crea
 			return nil, err
 		}
 	}
-	name := o.Name + suffixNew
+	err := create()
+	return made, err
+}
+
+func (h *Host) createOnce(ctx context.Context, p piece, tag string, spec creation, img *image.InspectResponse) (*box, error) {
+	name := p.Name + suffixNew
 	b, err := h.inspect(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	if b != nil {
-		ours := b.label(labelReplaces) == o.ID && b.label(labelChange) == c.ID
+		ours := b.label(labelReplaces) == p.ID && b.label(labelChange) == p.change
 		switch {
 		case ours && b.started():
 			return nil, fmt.Errorf("container %s has been started already: this change was broken off, and must be taken back first", name)
-		case ours && b.Image == img.ID && connected(b, spec):
-			return b, h.tag(ctx, o.Image, keptTag(o.Name, c.ID))
+		case ours && b.Image == img.ID && connected(b, spec) && slices.Equal(references(b.HostConfig), references(spec.Host)):
+			return b, h.tag(ctx, p.Image, keptTag(p.Name, p.change))
 		case ours, b.label(labelReplaces) != "" && h.stale(b):
 			if err := h.remove(ctx, b); err != nil {
 				return nil, err
@@ -216,7 +352,7 @@ func (h *Host) create(ctx context.Context, c updater.Change, o origin, spec crea
 			fmt.Errorf("container %s was created from image %s, not from %s: somebody moved the tag %s just now; try again", name, b.Image, img.ID, tag),
 			h.remove(ctx, b))
 	}
-	return b, h.tag(ctx, o.Image, keptTag(o.Name, c.ID))
+	return b, h.tag(ctx, p.Image, keptTag(p.Name, p.change))
 }
 
 // createAs creates and connects a container.

@@ -107,9 +107,9 @@ func TestWhatACrashAfterTheStartLeaves(t *testing.T) {
 }
 
 func TestWhichTagsKeepAnImage(t *testing.T) {
-	change := updater.Change{Parts: []updater.Part{{
+	p := piece{Part: updater.Part{
 		From: updater.Image{Ref: "web:1.1"}, To: updater.Image{Ref: "docker.io/library/web:1.2@" + id1},
-	}}}
+	}}
 	for name, row := range map[string]struct {
 		refs []string
 		want bool
@@ -123,7 +123,7 @@ func TestWhichTagsKeepAnImage(t *testing.T) {
 		"a previous image of another workload": {[]string{"web:1.1", previousRepository + "b:1"}, true},
 		"what is no reference":                 {[]string{"WEB::1"}, true},
 	} {
-		t.Run(name, func(t *testing.T) { require.Equal(t, row.want, keptByTag(row.refs, repositoriesOf(change))) })
+		t.Run(name, func(t *testing.T) { require.Equal(t, row.want, keptByTag(row.refs, p.repositories())) })
 	}
 	require.True(t, keptByTag([]string{"web:1.1"}, nil), "a rejected image is kept by any tag")
 }
@@ -334,8 +334,9 @@ func TestTracesThatChangesLeave(t *testing.T) {
 			}
 			require.Len(t, found, 1)
 			require.Equal(t, row.want, found[0].phase)
-			require.Equal(t, "web", found[0].name)
-			require.Equal(t, "old", found[0].replaces)
+			require.Len(t, found[0].parts, 1)
+			require.Equal(t, "web", found[0].parts[0].name)
+			require.Equal(t, "old", found[0].parts[0].replaces)
 		})
 	}
 }

@@ -25,6 +25,9 @@ const (
 	// were anonymous before they had to be named in order to be kept. Without it
 	// nobody could tell them from the volumes a person named.
 	labelAnonymous = labelPrefix + "anonymous"
+	// labelVolumesFrom is what VolumesFrom said before it had to say the id of a
+	// container that had not got its name yet.
+	labelVolumesFrom = labelPrefix + "volumes-from"
 	// labelComposeImage is where Compose notes which image a container was made
 	// from: "compose up" recreates the container when the tag stands for another.
 	labelComposeImage = "com.docker.compose.image"
@@ -124,11 +127,14 @@ type descriptor struct {
 // result is the same container again, which is what a restore makes when
 // the original has been removed.
 //
-// recreate does no I/O, changes neither argument, and depends on nothing else.
+// moved says what to write instead of the containers that it uses, which are
+// named there as the engine shows them: the ids of their replacements.
+//
+// recreate does no I/O, changes no argument, and depends on nothing else.
 // The error is a *updater.Refusal that names the field and the remedy. Whether
 // the container may be replaced at all is for refuse to say.
-func recreate(s snapshot, newImage json.RawMessage, ref string) (creation, error) {
-	r := recreation{api: s.API, daemon: s.Daemon, ref: ref, networks: s.NetworkNames}
+func recreate(s snapshot, newImage json.RawMessage, ref string, moved map[string]string) (creation, error) {
+	r := recreation{api: s.API, daemon: s.Daemon, ref: ref, networks: s.NetworkNames, moved: moved}
 	if err := r.read(s); err != nil {
 		return creation{}, err
 	}
@@ -161,6 +167,7 @@ type recreation struct {
 	daemon   string
 	ref      string
 	networks map[string]string // id to name
+	moved    map[string]string
 
 	was inspected // what was decoded for this call: its parts may be taken over
 	old template
@@ -392,9 +399,7 @@ func (r *recreation) host() {
 	if h.NanoCPUs != 0 && h.CPUPeriod != 0 && h.CPUQuota*1e9/h.CPUPeriod == h.NanoCPUs {
 		h.CPUPeriod, h.CPUQuota = 0, 0
 	}
-	for i, l := range h.Links {
-		h.Links[i] = link(l)
-	}
+	r.others(&h)
 	for i := range h.Mounts { // create refuses options of another type than the mount's
 		m := &h.Mounts[i]
 		if m.Type != mount.TypeBind {
@@ -417,6 +422,45 @@ func (r *recreation) host() {
 		h.PortBindings, h.PublishAllPorts, h.DNS, h.ExtraHosts, h.Links = nil, false, nil, nil, nil
 	}
 	r.out.Host = &h
+}
+
+// others names the containers that this one uses as they are to be named now.
+func (r *recreation) others(h *container.HostConfig) {
+	now := func(ref string) string { return cmp.Or(r.moved[ref], ref) }
+	mode := func(m string) string {
+		if ref, ok := strings.CutPrefix(m, "container:"); ok {
+			return "container:" + now(ref)
+		}
+		return m
+	}
+	h.NetworkMode = container.NetworkMode(mode(string(h.NetworkMode)))
+	h.IpcMode = container.IpcMode(mode(string(h.IpcMode)))
+	h.PidMode = container.PidMode(mode(string(h.PidMode)))
+	h.Cgroup = container.CgroupSpec(mode(string(h.Cgroup)))
+	for i, l := range h.Links {
+		target, rest, ok := strings.Cut(l, ":")
+		if ok {
+			l = now(target) + ":" + rest
+		}
+		h.Links[i] = link(l)
+	}
+	if len(h.VolumesFrom) == 0 {
+		return
+	}
+	written := cmp.Or(r.was.Config.Labels[labelVolumesFrom], strings.Join(h.VolumesFrom, ","))
+	h.VolumesFrom = slices.Clone(h.VolumesFrom)
+	for i, v := range h.VolumesFrom {
+		ref, mode, ok := strings.Cut(v, ":")
+		if h.VolumesFrom[i] = now(ref); ok {
+			h.VolumesFrom[i] += ":" + mode
+		}
+	}
+	if strings.Join(h.VolumesFrom, ",") != written {
+		if r.out.Config.Labels == nil {
+			r.out.Config.Labels = map[string]string{}
+		}
+		r.out.Config.Labels[labelVolumesFrom] = written
+	}
 }
 
 // link turns a link as inspect shows it, /target:/self/alias, into what create

@@ -172,7 +172,7 @@ func TestRecreateOnAnEngine(t *testing.T) {
 			}
 			before := e.run(t, w, e.name("img:1"))
 			s := e.snapshot(t, before)
-			require.NoError(t, refuse(s))
+			require.NoError(t, refuse(s, false))
 
 			moved := e.recreate(t, s, e.name("img:2"), w)
 			itself := e.recreate(t, s, e.name("img:1"), w)
@@ -431,7 +431,7 @@ func (e *engine) snapshot(t *testing.T, o observed) snapshot {
 // recreate carries out what recreate says.
 func (e *engine) recreate(t *testing.T, s snapshot, ref string, w wish) observed {
 	t.Helper()
-	c, err := recreate(s, e.image(t, ref), ref)
+	c, err := recreate(s, e.image(t, ref), ref, nil)
 	require.NoError(t, err)
 	made, err := e.cli.ContainerCreate(t.Context(), c.Config, c.Host, c.Networking, c.Platform, "")
 	require.NoError(t, err)

@@ -49,11 +49,11 @@ func TestRecreate(t *testing.T) {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			s, newImage, ref := readRow(t, dir)
 			var got golden
-			if err := refuse(s); err != nil {
+			if err := refuse(s, false); err != nil {
 				requireUnsupported(t, err)
 				got.Refused = err.Error()
 			}
-			c, err := recreate(s, newImage, ref)
+			c, err := recreate(s, newImage, ref, nil)
 			if err != nil {
 				requireUnsupported(t, err)
 				require.Equal(t, got.Refused, err.Error(), "what recreate refuses must be refused before anything is disturbed")
@@ -199,7 +199,7 @@ func TestHostConfigIsCopied(t *testing.T) {
 		changed.Container, err = json.Marshal(c)
 		require.NoError(t, err)
 
-		got, err := recreate(changed, newImage, ref)
+		got, err := recreate(changed, newImage, ref, nil)
 		require.NoError(t, err)
 		sent, err := json.Marshal(got.Host)
 		require.NoError(t, err)
@@ -311,7 +311,7 @@ func TestRecreateIsTheIdentityOnTheSameImage(t *testing.T) {
 		got, err := recreate(snapshot{
 			Container: asJSON(map[string]any{"Id": "0123456789abcdef", "Image": "sha256:1", "Config": was, "HostConfig": container.HostConfig{}}),
 			Image:     raw, API: "1.51",
-		}, raw, "web:1")
+		}, raw, "web:1", nil)
 		require.NoError(t, err)
 		again := merged(*got.Config, img)
 
@@ -324,40 +324,6 @@ func TestRecreateIsTheIdentityOnTheSameImage(t *testing.T) {
 		}
 		require.Equal(t, sorted(was), sorted(again))
 	})
-}
-
-func TestDependents(t *testing.T) {
-	const id = "320cf9f003dcf5eaf12d4256fa05ef2eade17f90209ed27bd1048827e181ba97"
-	for _, row := range []struct {
-		name string
-		host string
-		want bool
-	}{
-		{"its network by id", `{"NetworkMode":"container:` + id + `"}`, true},
-		{"its network by name", `{"NetworkMode":"container:web"}`, true},
-		{"its IPC namespace", `{"IpcMode":"container:` + id + `"}`, true},
-		{"its PID namespace", `{"PidMode":"container:` + id + `"}`, true},
-		{"its volumes by name and mode", `{"VolumesFrom":["web:ro"]}`, true},
-		{"its volumes by short id", `{"VolumesFrom":["320cf9f003dc"]}`, true},
-		{"a link to it", `{"Links":["/web:/other/db"]}`, true},
-		{"another's network", `{"NetworkMode":"container:web2"}`, false},
-		{"a network of its name", `{"NetworkMode":"web"}`, false},
-		{"volumes of a container named like the start of its id", `{"VolumesFrom":["320c"]}`, false},
-		{"nothing", `{}`, false},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			var want []string
-			if row.want {
-				want = []string{"other"}
-			}
-			require.Equal(t, want, dependents(id, "/web", []json.RawMessage{
-				json.RawMessage(`{"Id":"` + id + `","Name":"/web","HostConfig":{"NetworkMode":"container:web"}}`),
-				json.RawMessage(`{"Id":"aaaa","Name":"/320c","HostConfig":{}}`),
-				json.RawMessage(`{"Id":"bbbb","Name":"/other","HostConfig":` + row.host + `}`),
-				json.RawMessage(`not JSON`),
-			}))
-		})
-	}
 }
 
 func TestFilesThatComposeCopiedIn(t *testing.T) {
@@ -407,8 +373,8 @@ func TestRecreateSurvivesOddAnswers(t *testing.T) {
 					*raw, err = json.Marshal(tree)
 					require.NoError(t, err)
 					require.NotPanics(t, func() {
-						_ = refuse(s)
-						_, _ = recreate(s, newImage, ref)
+						_ = refuse(s, false)
+						_, _ = recreate(s, newImage, ref, nil)
 					}, "%s", *raw)
 				})
 				*raw = whole
@@ -449,11 +415,11 @@ func FuzzRecreate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, c, old, newImage []byte, api, ref string) {
 		s := snapshot{Container: c, Image: old, API: api, Daemon: "docker-host"}
 		before := slices.Clone(c)
-		refused := refuse(s)
+		refused := refuse(s, false)
 		if refused != nil {
 			requireUnsupported(t, refused)
 		}
-		made, err := recreate(s, newImage, ref)
+		made, err := recreate(s, newImage, ref, nil)
 		require.Equal(t, before, c, "the snapshot is not touched")
 		if err != nil {
 			requireUnsupported(t, err)

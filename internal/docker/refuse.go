@@ -20,38 +20,76 @@ import (
 // refuse says why the container in s cannot be replaced faithfully, as a
 // *updater.Refusal that names the field and the remedy; nil when it can. It
 // does no I/O and is asked before anything is disturbed. What only other
-// containers or the container's files tell is for dependents and copiedIn.
-func refuse(s snapshot) error {
+// containers or the container's files tell is for groupOf and copiedIn.
+// noRollback is the setting of that name.
+func refuse(s snapshot, noRollback bool) error {
 	r := recreation{api: s.API, daemon: s.Daemon, networks: s.NetworkNames}
 	if err := r.read(s); err != nil {
 		return err
 	}
 	h := r.was.HostConfig
-	const together = "containers that share something cannot be replaced yet; update them by hand"
 	switch {
-	case h.AutoRemove:
-		return unsupported("HostConfig.AutoRemove: the engine removes it, and its anonymous volumes, when it stops, so there would be no way back; run it without --rm", nil)
+	case h.AutoRemove && !noRollback:
+		return unsupported("HostConfig.AutoRemove: the engine removes it, and its anonymous volumes, when it stops, so there would be no way back; run it without --rm, or say that it may be replaced all the same, with the label updaterd.no-rollback=true", nil)
 	case r.old.OS == "windows":
 		return unsupported("a Windows container; only Linux containers are supported", nil)
-	case h.NetworkMode.IsContainer():
-		return unsupported(fmt.Sprintf("HostConfig.NetworkMode: it uses the network of %s; %s", h.NetworkMode, together), nil)
-	case h.IpcMode.IsContainer():
-		return unsupported(fmt.Sprintf("HostConfig.IpcMode: it uses the IPC namespace of %s; %s", h.IpcMode, together), nil)
-	case h.PidMode.IsContainer():
-		return unsupported(fmt.Sprintf("HostConfig.PidMode: it uses the PID namespace of %s; %s", h.PidMode, together), nil)
-	case h.Cgroup.IsContainer():
-		return unsupported(fmt.Sprintf("HostConfig.Cgroup: it uses the cgroup of %s; %s", h.Cgroup, together), nil)
-	case len(h.VolumesFrom) > 0:
-		return unsupported(fmt.Sprintf("HostConfig.VolumesFrom: it uses the volumes of %s; %s", strings.Join(h.VolumesFrom, ", "), together), nil)
-	case len(h.Links) > 0:
-		return unsupported(fmt.Sprintf("HostConfig.Links: it is linked to %s; %s, or put them on a network of their own instead of links", link(h.Links[0]), together), nil)
 	case len(r.was.NetworkSettings.Networks) == 0 && h.NetworkMode.IsPrivate() && !h.NetworkMode.IsNone() && !r.was.Config.NetworkDisabled:
 		return unsupported(fmt.Sprintf("NetworkSettings.Networks: it was disconnected from every network, and a new container would be in %s; connect it again, or recreate it with --network none",
 			h.NetworkMode), nil)
 	}
 	// All else that recreate refuses does not depend on the new image.
-	_, err := recreate(s, s.Image, r.was.Config.Image)
+	_, err := recreate(s, s.Image, r.was.Config.Image, nil)
 	return err
+}
+
+// refuseOverlap says why the container in s cannot run beside its replacement
+// for a while, as start-first wants it.
+func refuseOverlap(s snapshot, parts int) error {
+	var was inspected
+	if err := json.Unmarshal(s.Container, &was); err != nil {
+		return unsupported("the inspect of the container cannot be read; the engine may be newer than this updaterd", err)
+	}
+	cannot := func(format string, args ...any) error {
+		return unsupported("start-first: "+fmt.Sprintf(format, args...)+", which two containers cannot have at once; take the setting away, or that", nil)
+	}
+	h := was.HostConfig
+	switch {
+	case parts > 1:
+		return unsupported("start-first: other containers use this one and must move along; take the setting away", nil)
+	case h.AutoRemove:
+		return unsupported("start-first: it is run with --rm; take the setting away, or that", nil)
+	case h.NetworkMode.IsHost(), h.NetworkMode.IsContainer():
+		return cannot("it has the network %s", h.NetworkMode)
+	}
+	for port, bindings := range h.PortBindings {
+		for _, b := range bindings {
+			if b.HostPort != "" && b.HostPort != "0" {
+				return cannot("it publishes port %s as %s", port, b.HostPort)
+			}
+		}
+	}
+	//lint:ignore SA1019 engines before API 1.44 know no other place for it
+	if was.Config.MacAddress != "" {
+		return cannot("it has a MAC address of its own")
+	}
+	for _, name := range slices.Sorted(maps.Keys(was.NetworkSettings.Networks)) {
+		e := was.NetworkSettings.Networks[name]
+		if e == nil {
+			continue
+		}
+		if c := e.IPAMConfig; c != nil && (c.IPv4Address != "" || c.IPv6Address != "") {
+			return cannot("it has a fixed address in network %s", name)
+		}
+		if universal(e.MacAddress) {
+			return cannot("it has a MAC address of its own in network %s", name)
+		}
+	}
+	for _, m := range was.Mounts {
+		if m.RW && m.Type != mount.TypeTmpfs {
+			return unsupported(fmt.Sprintf("start-first: it can write to what is mounted at %s, and two containers must not at once; mount it read-only, or take the setting away", m.Destination), nil)
+		}
+	}
+	return nil
 }
 
 // unfaithful says what the raw inspect holds that a create request cannot: keys
@@ -216,59 +254,6 @@ func empty(v any) bool {
 		return true
 	}
 	return false
-}
-
-// dependents names the containers among all (raw inspects, the container itself
-// among them or not) that use the namespaces, the volumes or, by a legacy link,
-// the address of the container with this id and name. The names are sorted.
-func dependents(id, name string, all []json.RawMessage) []string {
-	name = strings.TrimPrefix(name, "/")
-	type other struct {
-		ID         string `json:"Id"`
-		Name       string
-		HostConfig *container.HostConfig
-	}
-	var others []other
-	taken := map[string]bool{} // names, which an engine looks up before parts of ids
-	for _, raw := range all {
-		var o other
-		if json.Unmarshal(raw, &o) != nil || o.ID == id {
-			continue
-		}
-		taken[strings.TrimPrefix(o.Name, "/")] = true
-		others = append(others, o)
-	}
-	means := func(ref string) bool {
-		ref = strings.TrimPrefix(ref, "/")
-		return ref != "" && (ref == id || ref == name || strings.HasPrefix(id, ref) && !taken[ref])
-	}
-	var names []string
-	for _, o := range others {
-		if h := o.HostConfig; h != nil && slices.ContainsFunc(references(h), means) {
-			names = append(names, strings.TrimPrefix(o.Name, "/"))
-		}
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
-// references are the containers, by name or id, that a container needs.
-func references(h *container.HostConfig) []string {
-	var refs []string
-	for _, mode := range []string{string(h.NetworkMode), string(h.IpcMode), string(h.PidMode), string(h.Cgroup)} {
-		if ref, ok := strings.CutPrefix(mode, "container:"); ok {
-			refs = append(refs, ref)
-		}
-	}
-	for _, v := range h.VolumesFrom {
-		ref, _, _ := strings.Cut(v, ":")
-		refs = append(refs, ref)
-	}
-	for _, l := range h.Links {
-		target, _, _ := strings.Cut(l, ":")
-		refs = append(refs, target)
-	}
-	return refs
 }
 
 // layerFile is one file in a container's writable layer, as a stat of it through

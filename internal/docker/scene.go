@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,11 +31,26 @@ const (
 	labelChange   = labelPrefix + "change"   // id of the change
 	labelOwner    = labelPrefix + "owner"    // installation that carries it out
 	labelUntil    = labelPrefix + "until"    // RFC 3339: from then on it is broken off, whoever's it is
+	// labelGroup and labelRestarts are on the new containers of a change of
+	// several: the ids of all originals that it replaces, and of those that it
+	// restarts, in start order and separated by commas.
+	labelGroup    = labelPrefix + "group"
+	labelRestarts = labelPrefix + "restarts"
+	// labelIdle is on a new container that is not to be started: the state that
+	// the original is in.
+	labelIdle = labelPrefix + "idle"
 	// labelCopy is on a copy of an original that somebody removed: id of the change.
 	labelCopy = labelPrefix + "copy"
 )
 
-// origin is what was there before: a change's Origin.
+// passing reports whether a label belongs to one change: a container that is
+// made from this one must not have it.
+func passing(label string) bool {
+	return strings.HasPrefix(label, labelPrefix) && label != labelAnonymous && label != labelVolumesFrom
+}
+
+// origin is what was there before of one part. A change's Origin is a list of
+// them, as its parts are.
 type origin struct {
 	Name   string                  `json:"name"`
 	ID     string                  `json:"id"`
@@ -53,15 +69,30 @@ type origin struct {
 	NewTag   bool   `json:"new-tag,omitempty"`
 	// NewImage says that the new image was not there.
 	NewImage bool `json:"new-image,omitempty"`
+	// Status is the state that an idle part was in.
+	Status string `json:"status,omitempty"`
+	// Fleeting: the engine removes the original when it stops (--rm), so that the
+	// way back is a copy.
+	Fleeting bool `json:"fleeting,omitempty"`
+	// Overlap: the original goes on until the new one has passed the gate.
+	Overlap bool `json:"overlap,omitempty"`
 	// Snapshot is what a copy is made of if somebody removes the original.
 	Snapshot *snapshot `json:"snapshot,omitempty"`
 }
 
 // mark is what Apply made: a change's Mark.
 type mark struct {
-	ID string `json:"id"`
+	IDs []string `json:"ids"` // of the new containers, as the parts are; "" for one that is only restarted
 	// Engine tells one run of the engine from the next.
 	Engine string `json:"engine,omitempty"`
+}
+
+// piece is one part of a change, with what was there before and what was made.
+type piece struct {
+	updater.Part
+	origin
+	change string // id
+	made   string // id of the new container, if the mark tells
 }
 
 // workloadName is the container's name in a workload id of this host.
@@ -73,15 +104,27 @@ func (h *Host) workloadName(id string) (string, error) {
 	return name, nil
 }
 
-func readOrigin(c updater.Change) (origin, error) {
-	var o origin
-	if err := json.Unmarshal(c.Origin, &o); err != nil {
-		return origin{}, fmt.Errorf("change %s: its record of the original cannot be read: %w", c.ID, err)
+// pieces reads a change.
+func pieces(c updater.Change) ([]piece, error) {
+	var origins []origin
+	if err := json.Unmarshal(c.Origin, &origins); err != nil {
+		return nil, fmt.Errorf("change %s: its record of the original cannot be read: %w", c.ID, err)
 	}
-	if o.Name == "" || o.ID == "" || len(c.Parts) != 1 {
-		return origin{}, fmt.Errorf("change %s: its record of the original is not whole", c.ID)
+	if len(origins) != len(c.Parts) || len(origins) == 0 {
+		return nil, fmt.Errorf("change %s: its record of the original is not whole", c.ID)
 	}
-	return o, nil
+	m := readMark(c)
+	all := make([]piece, len(origins))
+	for i, o := range origins {
+		if o.Name == "" || o.ID == "" {
+			return nil, fmt.Errorf("change %s: its record of the original is not whole", c.ID)
+		}
+		all[i] = piece{Part: c.Parts[i], origin: o, change: c.ID}
+		if i < len(m.IDs) {
+			all[i].made = m.IDs[i]
+		}
+	}
+	return all, nil
 }
 
 // readMark forgives everything: a mark only saves looking.
@@ -118,6 +161,9 @@ func (s side) there() bool { return s.place != gone }
 // scene is all that decides what comes next in a change. It is looked up on
 // the engine each time, so that the live path is the recovery path.
 type scene struct {
+	// still: it is only restarted, so nothing here is to be changed.
+	still bool
+
 	old, new side
 	other    bool // somebody else's container has the workload's name
 	// copyable: the original can be made anew from its record. Known only if it
@@ -130,6 +176,15 @@ type scene struct {
 	wary bool
 	// handsOff: going back, and nothing was ever done to the original.
 	handsOff bool
+	// idle: the original did not run, and the new one is not to be started.
+	idle bool
+	// fleeting: the engine removed the original when it was stopped.
+	fleeting bool
+	// overlap: the original goes on until the commit.
+	overlap bool
+	// orphaned: the original cannot be started any more, because the one of a
+	// container that it uses has gone.
+	orphaned bool
 }
 
 // step is one thing to do to the engine. Each leads to another scene, from
@@ -150,6 +205,7 @@ const (
 	stopNew       step = "stop the new one"
 	startNew      step = "start the new one"
 	showOld       step = "give the original its name back"
+	dropOld       step = "remove the original, which cannot be started any more"
 	copyOld       step = "copy the original"
 	restorePolicy step = "give the original its restart policy back"
 	startOld      step = "start the original"
@@ -161,7 +217,7 @@ const (
 	unprepared step = "unprepared"
 )
 
-// forward is the next step towards the new container in service.
+// forward is the next step of one container towards the new one in service.
 //
 // The order is: the original's restart policy off (an engine starts a
 // container with the policy always, stopped or not, when the engine itself
@@ -169,10 +225,12 @@ const (
 // has started, the original keeps its name.
 func forward(s scene) step {
 	switch {
+	case s.still:
+		return done
 	case s.other:
 		return superseded
 	case s.new.place == asName:
-		if s.old.running {
+		if s.old.running && !s.idle {
 			return stopOld
 		}
 		return done
@@ -185,6 +243,14 @@ func forward(s scene) step {
 		return superseded
 
 	// From here on the new one still has its name for the time being.
+	case s.idle && s.old.place == asName:
+		return swap
+	case s.idle && !s.old.there() && s.wary:
+		return superseded
+	case s.idle:
+		return renameNew
+	case s.overlap && s.old.there() && s.new.running:
+		return done
 	case !s.new.started && s.old.place == asName:
 		if s.wary && !s.old.running {
 			return superseded
@@ -194,6 +260,9 @@ func forward(s scene) step {
 		if s.wary {
 			// It ran when we last looked, so somebody removed it.
 			return superseded
+		}
+		if s.fleeting {
+			return swap // we stopped it before a crash
 		}
 		// We may have stopped it before a crash, and then a prune took it: going
 		// back makes a copy. One container too many is better than none.
@@ -209,7 +278,23 @@ func forward(s scene) step {
 	}
 }
 
-// backward is the next step towards the original in service.
+// forwardAll is the next step of a change of several, and of which container it
+// is. What stands in the way of one stands in the way of all. The swap is one
+// step for all of them: none is started before all are stopped.
+func forwardAll(all []scene) (int, step) {
+	next := map[step]int{}
+	for i, s := range slices.Backward(all) {
+		next[forward(s)] = i // the first one of each
+	}
+	for _, st := range []step{superseded, undone, unprepared, swap, stopOld, renameOld, renameNew} {
+		if i, ok := next[st]; ok {
+			return i, st
+		}
+	}
+	return 0, done
+}
+
+// backward is the next step of one container towards the original in service.
 //
 // The first is to take the name from the new container: the decision to go
 // back, which an engine or a host that is restarted shows from then on. The
@@ -218,6 +303,8 @@ func forward(s scene) step {
 // original, and nothing removes one before its original has been started.
 func backward(s scene) step {
 	switch {
+	case s.still:
+		return done
 	case s.other, s.old.place == elsewhere && s.old.running, s.handsOff:
 		// Somebody else decided, or nothing was done to the original. Only what
 		// is ours goes; an original that was set aside stays there.
@@ -234,6 +321,14 @@ func backward(s scene) step {
 			return superseded
 		}
 		return done
+	case s.orphaned && s.copyable && s.old.there():
+		switch {
+		case s.new.place == asName:
+			return hideNew
+		case s.new.running:
+			return stopNew
+		}
+		return dropOld
 	case !s.old.there() && s.copyable:
 		switch {
 		case s.new.place == asName:
@@ -258,14 +353,47 @@ func backward(s scene) step {
 		return stopNew
 	case s.old.place != asName:
 		return showOld
-	case !s.hasPolicy():
+	case !s.idle && !s.hasPolicy():
 		return restorePolicy
-	case !s.old.running:
+	case !s.idle && !s.old.running:
 		return startOld
 	case s.new.there():
 		return removeNew
 	}
 	return done
+}
+
+// backwards are the steps of going back in their order: each is taken with all
+// containers before the next. In reverse are those that take something from a
+// container which others use.
+var backwards = []struct {
+	step    step
+	reverse bool
+}{
+	{hideNew, false}, {stopNew, true}, {showOld, false}, {dropOld, true}, {copyOld, false},
+	{restorePolicy, false}, {startNew, false}, {renameNew, false}, {startOld, false}, {removeNew, true},
+}
+
+// backwardAll is the next step of going back with a change of several, and of
+// which container it is; done when none is left. What one comes to stops no
+// other.
+func backwardAll(all []scene) (int, step) {
+	steps := make([]step, len(all))
+	for i, s := range all {
+		steps[i] = backward(s)
+	}
+	for _, next := range backwards {
+		if next.reverse {
+			for i, st := range slices.Backward(steps) {
+				if st == next.step {
+					return i, st
+				}
+			}
+		} else if i := slices.Index(steps, next.step); i >= 0 {
+			return i, next.step
+		}
+	}
+	return 0, done
 }
 
 // hasPolicy: the original has the restart policy that it came with.
@@ -292,33 +420,74 @@ type boxes struct {
 	copied bool
 }
 
-// look reads the scene of a change.
-func (h *Host) look(ctx context.Context, c updater.Change, o origin) (scene, boxes, error) {
-	refs := []string{o.ID, o.Name, o.Name + suffixNew, o.Name + suffixOld, readMark(c).ID}
+// look reads the scenes of a change, one for each piece.
+func (h *Host) look(ctx context.Context, all []piece) ([]scene, []boxes, error) {
+	casts, err := inParallel(ctx, all, h.find)
+	if err != nil {
+		return nil, nil, err
+	}
+	scenes := make([]scene, len(all))
+	for i, p := range all {
+		if !p.Replace {
+			scenes[i] = scene{still: true}
+			continue
+		}
+		b := casts[i]
+		s := scene{
+			old: b.side(b.old, p.Name), new: b.side(b.new, p.Name), other: b.other != nil, wanted: p.Policy,
+			idle: p.Idle, fleeting: p.Fleeting, overlap: p.Overlap, orphaned: orphaned(p, all, casts),
+		}
+		if h.isPodman() && b.old != nil {
+			// Its policy cannot be changed there and never was.
+			s.wanted = b.old.HostConfig.RestartPolicy
+		}
+		if (b.old == nil || s.orphaned) && p.Snapshot != nil {
+			img, err := h.imageOf(ctx, keptTag(p.Name, p.change))
+			if err != nil {
+				return nil, nil, err
+			}
+			s.copyable = img != nil && img.ID == p.Image
+		}
+		scenes[i] = s
+	}
+	return scenes, casts, nil
+}
+
+// find looks up the containers of one piece.
+func (h *Host) find(ctx context.Context, p piece) (boxes, error) {
+	refs := []string{p.ID, p.Name, p.Name + suffixNew, p.Name + suffixOld, p.made}
 	found, err := inParallel(ctx, refs, h.inspect)
 	if err != nil {
-		return scene{}, boxes{}, err
+		return boxes{}, err
 	}
-	b := cast(c, o, found)
-	s := scene{
-		old: b.side(b.old, o.Name), new: b.side(b.new, o.Name), other: b.other != nil, wanted: o.Policy,
+	return cast(p, found), nil
+}
+
+// orphaned reports whether an original uses another of the change which is not
+// there any more.
+func orphaned(p piece, all []piece, casts []boxes) bool {
+	i := slices.IndexFunc(all, func(other piece) bool { return other.ID == p.ID })
+	old := casts[i].old
+	if old == nil || casts[i].copied {
+		return false
 	}
-	if h.isPodman() && b.old != nil {
-		// Its policy cannot be changed there and never was.
-		s.wanted = b.old.HostConfig.RestartPolicy
-	}
-	if b.old == nil && o.Snapshot != nil {
-		img, err := h.imageOf(ctx, keptTag(o.Name, c.ID))
-		if err != nil {
-			return scene{}, boxes{}, err
+	for j, other := range all {
+		gone := other.Replace && (casts[j].old == nil || casts[j].copied)
+		if gone && slices.ContainsFunc(references(old.HostConfig), func(ref string) bool { return other.meantBy(ref) }) {
+			return true
 		}
-		s.copyable = img != nil && img.ID == o.Image
 	}
-	return s, b, nil
+	return false
+}
+
+// meantBy reports whether a reference to a container is to the original.
+func (o origin) meantBy(ref string) bool {
+	ref = strings.TrimPrefix(ref, "/")
+	return ref == o.ID || ref == o.Name || ref == o.Name+suffixOld || len(ref) >= 12 && strings.HasPrefix(o.ID, ref)
 }
 
 // cast gives the containers found their roles.
-func cast(c updater.Change, o origin, found []*box) boxes {
+func cast(p piece, found []*box) boxes {
 	var b boxes
 	seen := map[string]bool{}
 	for _, f := range found {
@@ -326,15 +495,15 @@ func cast(c updater.Change, o origin, found []*box) boxes {
 			continue
 		}
 		seen[f.ID] = true
-		ours := f.ID == readMark(c).ID || f.label(labelReplaces) == o.ID && f.label(labelChange) == c.ID
+		ours := f.ID == p.made || f.label(labelReplaces) == p.ID && f.label(labelChange) == p.change
 		switch {
-		case f.ID == o.ID:
+		case f.ID == p.ID:
 			b.old = f
-		case ours && (b.new == nil || placeOf(b.new, o.Name) == elsewhere):
+		case ours && (b.new == nil || placeOf(b.new, p.Name) == elsewhere):
 			b.new = f
-		case f.label(labelCopy) == c.ID && b.old == nil && f.name() == o.Name:
+		case f.label(labelCopy) == p.change && b.old == nil && f.name() == p.Name:
 			b.old, b.copied = f, true
-		case f.name() == o.Name:
+		case f.name() == p.Name:
 			b.other = f
 		default:
 			b.inTheWay = append(b.inTheWay, f)

@@ -3,8 +3,11 @@ package docker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,13 +18,13 @@ import (
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
-// mostSteps bounds a walk through the scenes of a change. Without interference
-// seven is the longest way.
+// mostSteps bounds a walk through the scenes of one container. Without
+// interference ten is the longest way.
 const mostSteps = 20
 
 // Apply implements updater.Backend.
 func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, error) {
-	o, err := readOrigin(c)
+	all, err := pieces(c)
 	if err != nil {
 		return updater.Applied{}, err
 	}
@@ -34,99 +37,213 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 	h.mu.Unlock()
 
 	var applied updater.Applied
-	for range mostSteps {
-		s, b, err := h.look(ctx, c, o)
+	for range mostSteps * len(all) {
+		scenes, b, err := h.look(ctx, all)
 		if err != nil {
 			return updater.Applied{}, err
 		}
-		s.wary = wary
-		st := forward(s)
-		h.log.Debug("applying", "workload", c.Unit, "step", string(st))
+		for i := range scenes {
+			scenes[i].wary = wary
+		}
+		i, st := forwardAll(scenes)
+		p := all[i]
+		h.log.Debug("applying", "workload", p.Workload, "change", c.ID, "step", string(st))
 		switch st {
 		case done:
-			if applied.Mark, err = json.Marshal(mark{ID: b.new.ID, Engine: h.incarnation(ctx)}); err != nil {
+			if err := h.restart(ctx, all); err != nil {
+				return updater.Applied{}, err
+			}
+			m := mark{Engine: h.incarnation(ctx), IDs: make([]string, len(all))}
+			for i, box := range b {
+				if box.new != nil {
+					m.IDs[i] = box.new.ID
+				}
+			}
+			if applied.Mark, err = json.Marshal(m); err != nil {
 				return updater.Applied{}, fmt.Errorf("marking change %s: %w", c.ID, err)
 			}
 			return applied, nil
 		case swap:
-			applied.Gap, err = h.swap(ctx, c, o, b, wary)
+			applied.Gap, err = h.swap(ctx, all, b, wary)
 			wary = false
 		case stopOld:
-			err = h.stop(ctx, b.old, c.Parts[0].Settings.StopTimeout)
+			err = h.stop(ctx, b[i].old, p.Settings.StopTimeout)
 		case renameOld:
-			err = h.rename(ctx, b.old, o.Name+suffixOld)
+			err = h.rename(ctx, b[i].old, p.Name+suffixOld)
 		case renameNew:
-			err = h.renameLively(ctx, b.new, o.Name, true)
+			err = h.renameLively(ctx, b[i].new, p.Name, true)
 		case superseded:
-			return updater.Applied{}, fmt.Errorf("container %s: %w", o.Name, updater.ErrSuperseded)
+			return updater.Applied{}, h.overtaken(p, all, wary, "")
 		case undone:
-			if b.old == nil {
-				return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it after the change was broken off (docker container prune?)", o.Name)
+			if b[i].old == nil {
+				return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it after the change was broken off (docker container prune?)", p.Name)
 			}
-			if n := b.new; n != nil && endedByItself(n, h.isPodman()) {
+			if n := b[i].new; n != nil && endedByItself(n, h.isPodman()) {
 				// The phase in the journal is that of going forward, so nobody
 				// stopped it: it ended between its start and a crash of ours.
-				return updater.Applied{}, &updater.Fault{Verdict: updater.Bad,
-					Err: fmt.Errorf("it exited with code %d right after its start", n.State.ExitCode)}
+				return updater.Applied{}, ended(p, n)
 			}
-			return updater.Applied{}, fmt.Errorf("container %s: going back had already begun", o.Name)
+			return updater.Applied{}, fmt.Errorf("container %s: going back had already begun", p.Name)
 		case unprepared:
-			return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it (docker container prune?)", o.Name+suffixNew)
+			return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it (docker container prune?)", p.Name+suffixNew)
 		}
 		if err != nil {
 			return updater.Applied{}, err
 		}
 	}
-	return updater.Applied{}, fmt.Errorf("container %s changes under our hands: is something else at work on it?", o.Name)
+	return updater.Applied{}, fmt.Errorf("container %s changes under our hands: is something else at work on it?", all[0].Name)
 }
 
-// swap goes from a created new container to one in service, without a look in
-// between: what is between the stop and the start is a gap in service, and a
-// program that exits at once would look as if it had been stopped.
-func (h *Host) swap(ctx context.Context, c updater.Change, o origin, b boxes, wary bool) (gap time.Duration, err error) {
-	if why := changed(o, b.old, wary); why != "" {
-		if !wary && b.old.HostConfig.RestartPolicy.Name != o.Policy.Name {
+// ended is the fault of an image whose container ended right after its start.
+func ended(p piece, b *box) error {
+	return &updater.Fault{Verdict: updater.Bad, Workload: p.Workload,
+		Err: fmt.Errorf("it exited with code %d right after its start", b.State.ExitCode)}
+}
+
+// overtaken is the error for a container that somebody else changed. A group of
+// which some may have been stopped already must be started again, so that is no
+// decision of theirs about all of it.
+func (h *Host) overtaken(p piece, all []piece, wary bool, why string) error {
+	if why != "" {
+		why = ": " + why
+	}
+	if len(all) > 1 && !wary {
+		return fmt.Errorf("container %s%s: somebody else changed it after the change was broken off", p.Name, why)
+	}
+	return fmt.Errorf("container %s%s: %w", p.Name, why, updater.ErrSuperseded)
+}
+
+// swap goes from created new containers to ones in service, without a look in
+// between: what is between the first stop and the last start is a gap in
+// service, and a program that exits at once would look as if it had been
+// stopped. What was done before a crash is not done again.
+func (h *Host) swap(ctx context.Context, all []piece, b []boxes, wary bool) (gap time.Duration, err error) {
+	for i, p := range all {
+		old := b[i].old
+		if !p.Replace || old == nil || old.name() != p.Name {
+			continue
+		}
+		why := changed(p, old, wary)
+		if why == "" {
+			continue
+		}
+		if !wary && old.HostConfig.RestartPolicy.Name != p.Policy.Name {
 			// It may have been us who took it, before a crash.
-			if err := h.setPolicy(ctx, b.old, o.Policy); err != nil {
+			if err := h.setPolicy(ctx, old, p.Policy); err != nil {
 				return 0, err
 			}
 		}
-		return 0, fmt.Errorf("container %s: %s: %w", o.Name, why, updater.ErrSuperseded)
+		return 0, h.overtaken(p, all, wary, why)
 	}
-	if risesAlone(b.old.HostConfig.RestartPolicy.Name) && !h.isPodman() {
-		if err := h.setPolicy(ctx, b.old, container.RestartPolicy{Name: container.RestartPolicyDisabled}); err != nil {
-			return 0, err
+	for i, p := range all {
+		old := b[i].old
+		if p.stops() && old != nil && risesAlone(old.HostConfig.RestartPolicy.Name) && !h.isPodman() {
+			if err := h.setPolicy(ctx, old, container.RestartPolicy{Name: container.RestartPolicyDisabled}); err != nil {
+				return 0, err
+			}
 		}
 	}
 	var began time.Time
-	if b.old.running() {
-		began = time.Now()
-		if err := h.stop(ctx, b.old, c.Parts[0].Settings.StopTimeout); err != nil {
-			return 0, err
+	for i, p := range slices.Backward(all) {
+		if old := b[i].old; p.stops() && old != nil && old.running() {
+			if began.IsZero() {
+				began = time.Now()
+			}
+			if err := h.stop(ctx, old, p.Settings.StopTimeout); err != nil {
+				return 0, err
+			}
 		}
 	}
-	if err := h.start(ctx, b.new); err != nil {
-		return 0, err
+	for i, p := range all {
+		if !p.Replace || p.Idle || b[i].new.running() {
+			continue
+		}
+		if err := h.start(ctx, b[i].new); err != nil {
+			return 0, h.blameStart(ctx, all, b, i, err)
+		}
 	}
 	if !began.IsZero() {
 		gap = time.Since(began)
 	}
-	if err := h.rename(ctx, b.old, o.Name+suffixOld); err != nil {
-		return 0, err
+	for i, p := range all {
+		old := b[i].old
+		switch {
+		case !p.Replace || p.Overlap || old == nil || old.name() != p.Name:
+		case p.Fleeting:
+			if err := h.waitGone(ctx, old); err != nil {
+				return 0, err
+			}
+		default:
+			if err := h.rename(ctx, old, p.Name+suffixOld); err != nil {
+				return 0, err
+			}
+		}
 	}
-	return gap, h.renameLively(ctx, b.new, o.Name, true)
+	for i, p := range all {
+		if p.Replace && !p.Overlap && b[i].new.name() != p.Name {
+			if err := h.renameLively(ctx, b[i].new, p.Name, true); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return gap, nil
+}
+
+// stops reports whether the original is stopped before the new one starts.
+func (p piece) stops() bool { return p.Replace && !p.Idle && !p.Overlap }
+
+// blameStart says whose fault it is that a new container could not be started: one
+// that uses another cannot start when that one has ended.
+func (h *Host) blameStart(ctx context.Context, all []piece, b []boxes, failed int, err error) error {
+	for j := range failed {
+		if !all[j].Replace || all[j].Idle {
+			continue
+		}
+		now, lookErr := h.inspect(ctx, b[j].new.ID)
+		if lookErr == nil && now != nil && endedByItself(now, h.isPodman()) {
+			return errors.Join(ended(all[j], now), err)
+		}
+	}
+	if f, ok := errors.AsType[*updater.Fault](err); ok {
+		f.Workload = all[failed].Workload
+	}
+	return err
+}
+
+// restart restarts what is only restarted, once all else runs. Doing so twice,
+// after a crash, does no harm. The engine sees a restart that it has begun
+// through, whatever becomes of us.
+func (h *Host) restart(ctx context.Context, all []piece) error {
+	for _, p := range all {
+		if p.Replace || p.Idle {
+			continue
+		}
+		b, err := h.inspect(ctx, p.ID)
+		if err != nil {
+			return err
+		}
+		if b == nil {
+			continue // somebody removed it: nothing is left to restart
+		}
+		if err := h.restartOne(ctx, b, p.Settings.StopTimeout); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // changed says how somebody changed the original since it was planned; "" when
 // nobody did.
-func changed(o origin, old *box, wary bool) string {
-	p := old.HostConfig.RestartPolicy
-	same := p.Name == o.Policy.Name && p.MaximumRetryCount == o.Policy.MaximumRetryCount
-	off := !wary && (p.Name == "" || p.Name == container.RestartPolicyDisabled)
+func changed(p piece, old *box, wary bool) string {
+	now := old.HostConfig.RestartPolicy
+	same := now.Name == p.Policy.Name && now.MaximumRetryCount == p.Policy.MaximumRetryCount
+	off := !wary && (now.Name == "" || now.Name == container.RestartPolicyDisabled)
 	switch {
-	case old.State.Paused:
+	case p.Idle && string(old.State.Status) != p.Status:
+		return fmt.Sprintf("it was %s and is %s now", p.Status, old.State.Status)
+	case !p.Idle && old.State.Paused:
 		return "it was paused"
-	case o.Settled != "" && settled(old) != o.Settled:
+	case p.Settled != "" && settled(old) != p.Settled:
 		return "its settings were changed"
 	case !same && !off:
 		return "its restart policy was changed"
@@ -136,7 +253,7 @@ func changed(o origin, old *box, wary bool) string {
 
 // Restore implements updater.Backend.
 func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restoration, error) {
-	o, err := readOrigin(c)
+	all, err := pieces(c)
 	if err != nil {
 		return updater.Restoration{}, err
 	}
@@ -147,134 +264,223 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 	delete(h.prepared, c.ID)
 	h.mu.Unlock()
 
-	var handsOff bool
-	for i := range mostSteps {
-		s, b, err := h.look(ctx, c, o)
+	for _, p := range all {
+		if err := h.removeTests(ctx, p.Name); err != nil {
+			return updater.Restoration{}, err
+		}
+	}
+	var handsOff, restarted bool
+	for n := range mostSteps * len(all) {
+		scenes, b, err := h.look(ctx, all)
 		if err != nil {
 			return updater.Restoration{}, err
 		}
-		if i == 0 {
+		if n == 0 {
 			// The engine beats the record: what shows our hand was touched.
-			handsOff = (c.Superseded || !c.Disturbed) && !s.new.started && s.old.place != asOld
+			touched := slices.ContainsFunc(scenes, func(s scene) bool { return s.new.started || s.old.place == asOld })
+			handsOff = (c.Superseded || !c.Disturbed) && !touched
 		}
-		s.handsOff = handsOff
-		st := backward(s)
-		h.log.Debug("restoring", "workload", c.Unit, "step", string(st))
+		for i := range scenes {
+			scenes[i].handsOff = handsOff
+		}
+		i, st := backwardAll(scenes)
+		p := all[i]
+		h.log.Debug("restoring", "workload", p.Workload, "change", c.ID, "step", string(st))
 		switch st {
 		case done:
-			h.tidy(ctx, c, o, "")
-			return updater.Restoration{Copy: b.copied}, nil
-		case kept:
-			return updater.Restoration{Kept: true}, nil
-		case superseded:
-			h.tidy(ctx, c, o, "")
-			if b.old != nil && b.old.name() == o.Name+suffixOld {
-				return updater.Restoration{}, fmt.Errorf("container %s: the original is stopped as %s, remove it when it is not wanted any more: %w",
-					o.Name, b.old.name(), updater.ErrSuperseded)
-			}
-			return updater.Restoration{}, fmt.Errorf("container %s: %w", o.Name, updater.ErrSuperseded)
+			return h.restored(ctx, c, all, scenes, b)
 		case hideNew:
-			err = h.renameLively(ctx, b.new, o.Name+suffixNew, false)
+			err = h.renameLively(ctx, b[i].new, p.Name+suffixNew, false)
 		case stopNew:
-			err = h.stop(ctx, b.new, c.Parts[0].Settings.StopTimeout)
+			err = h.stop(ctx, b[i].new, p.Settings.StopTimeout)
 		case startNew:
-			err = h.start(ctx, b.new)
+			err = h.start(ctx, b[i].new)
 		case renameNew:
-			err = h.renameLively(ctx, b.new, o.Name, true)
+			err = h.renameLively(ctx, b[i].new, p.Name, true)
 		case showOld:
-			err = h.rename(ctx, b.old, o.Name)
+			err = h.rename(ctx, b[i].old, p.Name)
 		case restorePolicy:
-			err = h.setPolicy(ctx, b.old, s.wanted)
+			err = h.setPolicy(ctx, b[i].old, scenes[i].wanted)
 		case startOld:
-			if err = h.start(ctx, b.old); err != nil {
-				err = h.blameThief(ctx, b.old, err)
+			if err = h.start(ctx, b[i].old); err != nil {
+				err = h.blameThief(ctx, b[i].old, err)
 			}
+		case dropOld:
+			err = h.remove(ctx, b[i].old)
 		case copyOld:
-			err = h.copyOriginal(ctx, c, o)
+			err = h.copyOriginal(ctx, p, all, b)
 		case removeNew:
+			if !restarted && !handsOff {
+				// Before the last trace goes: a crash repeats it.
+				if err := h.restart(ctx, all); err != nil {
+					return updater.Restoration{}, err
+				}
+				restarted = true
+			}
 			// Tags first: the new container tells which image they may be moved from.
-			if err := h.returnTag(ctx, c, o, b.new.ID, b.new.Image); err != nil {
+			if err := h.returnTag(ctx, c, p, b[i].new.ID, b[i].new.Image); err != nil {
 				return updater.Restoration{}, err
 			}
-			h.untagKept(ctx, o)
-			if err = h.remove(ctx, b.new); err == nil {
-				h.tidy(ctx, c, o, b.new.Image)
+			h.untagKept(ctx, p)
+			if err = h.remove(ctx, b[i].new); err == nil {
+				h.tidy(ctx, c, p, b[i].new.Image)
 			}
 		}
 		if err != nil {
 			return updater.Restoration{}, err
 		}
 	}
-	return updater.Restoration{}, fmt.Errorf("container %s changes under our hands: is something else at work on it?", o.Name)
+	return updater.Restoration{}, fmt.Errorf("container %s changes under our hands: is something else at work on it?", all[0].Name)
+}
+
+// restored is what a Restore says that has nothing left to do.
+func (h *Host) restored(ctx context.Context, c updater.Change, all []piece, scenes []scene, b []boxes) (updater.Restoration, error) {
+	var r updater.Restoration
+	var errs []error
+	for i, p := range all {
+		if !p.Replace {
+			continue
+		}
+		switch backward(scenes[i]) {
+		case kept:
+			r.Kept = true
+			continue
+		case superseded:
+			if old := b[i].old; old != nil && old.name() == p.Name+suffixOld {
+				errs = append(errs, fmt.Errorf("container %s: the original is stopped as %s, remove it when it is not wanted any more: %w",
+					p.Name, old.name(), updater.ErrSuperseded))
+			} else {
+				errs = append(errs, fmt.Errorf("container %s: %w", p.Name, updater.ErrSuperseded))
+			}
+		}
+		r.Copy = r.Copy || b[i].copied
+		h.tidy(ctx, c, p, "")
+	}
+	return r, errors.Join(errs...)
 }
 
 // tidy takes back what a change that was given up did to tags and images. The
 // containers are as they should be by then, so it fails nothing.
-func (h *Host) tidy(ctx context.Context, c updater.Change, o origin, newImage string) {
-	if err := h.returnTag(ctx, c, o, "", newImage); err != nil {
-		h.log.Warn("local tag cannot be moved back", "workload", c.Unit, "err", err)
+func (h *Host) tidy(ctx context.Context, c updater.Change, p piece, newImage string) {
+	if err := h.returnTag(ctx, c, p, "", newImage); err != nil {
+		h.log.Warn("local tag cannot be moved back", "workload", p.Workload, "err", err)
 	}
-	h.untagKept(ctx, o)
-	if newImage == "" || !o.NewImage || c.Verdict != updater.Bad {
+	h.untagKept(ctx, p)
+	if newImage == "" || !p.NewImage || c.Verdict != updater.Bad {
 		return
 	}
 	// It will not be tried again, so it only takes room.
 	if err := h.drop(ctx, newImage); err != nil {
-		h.log.Warn("rejected image cannot be removed", "workload", c.Unit, "err", err)
+		h.log.Warn("rejected image cannot be removed", "workload", p.Workload, "err", err)
 	}
 }
 
 // Commit implements updater.Backend.
 func (h *Host) Commit(ctx context.Context, c updater.Change) error {
-	o, err := readOrigin(c)
+	all, err := pieces(c)
 	if err != nil {
 		return err
 	}
 	if _, err := h.connect(ctx); err != nil {
 		return err
 	}
-	s, b, err := h.look(ctx, c, o)
+	scenes, b, err := h.look(ctx, all)
 	if err != nil {
 		return err
 	}
+	for _, p := range all {
+		if err := h.removeTests(ctx, p.Name); err != nil {
+			return err
+		}
+	}
+	for i, p := range slices.Backward(all) { // what uses others goes before these
+		if !p.Replace {
+			continue
+		}
+		if p.Overlap {
+			if err := h.retire(ctx, p, &scenes[i], b[i]); err != nil {
+				return err
+			}
+		}
+		if err := h.commit(ctx, c, p, scenes[i], b[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// retire takes the place of an original that went on beside the new one: first
+// its name, then its networks, so that nobody is led to it while it ends.
+func (h *Host) retire(ctx context.Context, p piece, s *scene, b boxes) error {
+	if !s.new.there() || s.new.place == elsewhere || s.other {
+		return nil // the original stays
+	}
+	if s.old.place == asName {
+		if err := h.rename(ctx, b.old, p.Name+suffixOld); err != nil {
+			return err
+		}
+	}
+	if s.new.place == asNew {
+		if err := h.rename(ctx, b.new, p.Name); err != nil {
+			return err
+		}
+		s.new.place = asName
+	}
+	if b.old == nil || !b.old.running() {
+		return nil
+	}
+	if b.old.NetworkSettings != nil {
+		for name := range b.old.NetworkSettings.Networks {
+			if err := h.disconnect(ctx, b.old, name); err != nil {
+				return err
+			}
+		}
+	}
+	return h.stop(ctx, b.old, p.Settings.StopTimeout)
+}
+
+func (h *Host) commit(ctx context.Context, c updater.Change, p piece, s scene, b boxes) error {
 	if s.old.there() && s.new.place != asName {
 		// Never the last one of a workload, and never beside a stranger.
-		h.log.Warn("original is kept, the new container is not in its place", "workload", c.Unit, "reason", string(s.new.place))
+		h.log.Warn("original is kept, the new container is not in its place", "workload", p.Workload, "reason", string(s.new.place))
 		return nil
 	}
 	// The copy that could be made from the kept image goes first, the original
 	// last: its removal is what ends the change.
-	if c.Parts[0].Settings.Keep != 0 && s.new.place == asName {
-		h.keepImage(ctx, c, o)
+	if p.Settings.Keep != 0 && s.new.place == asName && p.Changes() {
+		h.keepImage(ctx, c, p)
 	}
-	h.untagKept(ctx, o)
+	h.untagKept(ctx, p)
 	if b.old != nil {
 		if err := h.remove(ctx, b.old); err != nil {
 			return err
 		}
-		h.untagKept(ctx, o)
+		h.untagKept(ctx, p)
 	}
-	if err := h.keepPrevious(ctx, c, o); err != nil {
-		h.log.Warn("previous images cannot be cleaned up", "workload", c.Unit, "err", err)
+	if !p.Changes() {
+		return nil
+	}
+	if err := h.keepPrevious(ctx, p); err != nil {
+		h.log.Warn("previous images cannot be cleaned up", "workload", p.Workload, "err", err)
 	}
 	return nil
 }
 
 // keepImage tags the original's image for going back by hand.
-func (h *Host) keepImage(ctx context.Context, c updater.Change, o origin) {
-	img, err := h.imageOf(ctx, o.Image)
+func (h *Host) keepImage(ctx context.Context, c updater.Change, p piece) {
+	img, err := h.imageOf(ctx, p.Image)
 	if err == nil && img != nil {
-		err = h.tag(ctx, o.Image, previousTag(o.Name, c))
+		err = h.tag(ctx, p.Image, previousTag(p.Name, c))
 	}
 	if err != nil {
-		h.log.Warn("previous image cannot be kept", "workload", c.Unit, "err", err)
+		h.log.Warn("previous image cannot be kept", "workload", p.Workload, "err", err)
 	}
 }
 
 // untagKept lets go of the images kept for changes of this workload; only one
 // is under way at a time. One that cannot be let go now is at the next change.
-func (h *Host) untagKept(ctx context.Context, o origin) {
-	tags, err := h.tagsOf(ctx, keptRepository+pathComponent(o.Name))
+func (h *Host) untagKept(ctx context.Context, p piece) {
+	tags, err := h.tagsOf(ctx, keptRepository+pathComponent(p.Name))
 	for _, t := range tags {
 		if err = h.untag(ctx, t.name); err != nil && !cerrdefs.IsConflict(err) {
 			break
@@ -282,64 +488,72 @@ func (h *Host) untagKept(ctx context.Context, o origin) {
 		err = nil
 	}
 	if err != nil {
-		h.log.Warn("kept image cannot be let go", "workload", h.name+"/"+o.Name, "err", err)
+		h.log.Warn("kept image cannot be let go", "workload", p.Workload, "err", err)
 	}
 }
 
-// copyOriginal makes the original anew from its record. The tag must stand for
-// its image while it is created.
-func (h *Host) copyOriginal(ctx context.Context, c updater.Change, o origin) error {
-	var was struct {
-		Config struct{ Image string }
+// copyOriginal makes an original anew from its record, with what it uses as it
+// is now.
+func (h *Host) copyOriginal(ctx context.Context, p piece, all []piece, b []boxes) error {
+	var was inspected
+	if err := json.Unmarshal(p.Snapshot.Container, &was); err != nil {
+		return fmt.Errorf("reading the record of container %s: %w", p.Name, err)
 	}
-	if err := json.Unmarshal(o.Snapshot.Container, &was); err != nil {
-		return fmt.Errorf("reading the record of container %s: %w", o.Name, err)
+	moved := map[string]string{}
+	for _, ref := range references(was.HostConfig) {
+		for j, other := range all {
+			if other.meantBy(ref) && b[j].old != nil {
+				moved[ref] = b[j].old.ID
+			}
+		}
 	}
-	spec, err := recreate(*o.Snapshot, o.Snapshot.Image, was.Config.Image)
+	spec, err := recreate(*p.Snapshot, p.Snapshot.Image, was.Config.Image, moved)
 	if err != nil {
 		return err
 	}
 	if spec.Config.Labels == nil {
 		spec.Config.Labels = map[string]string{}
 	}
-	for k := range spec.Config.Labels {
-		if strings.HasPrefix(k, labelPrefix) && k != labelAnonymous {
-			delete(spec.Config.Labels, k)
-		}
-	}
-	spec.Config.Labels[labelCopy] = c.ID
-	spec.Host.RestartPolicy = o.Policy
-
+	maps.DeleteFunc(spec.Config.Labels, func(k, _ string) bool { return passing(k) })
+	spec.Config.Labels[labelCopy] = p.change
 	tag, err := localTag(was.Config.Image)
 	if err != nil {
 		return err
 	}
-	if tag != "" {
-		unlock := h.refs.lock(tag)
-		defer unlock()
-		now, err := h.imageOf(ctx, tag)
-		if err != nil {
+	return h.lend(ctx, tag, p.Image, func() error {
+		if _, err := h.createAs(ctx, p.Name, spec); err != nil {
+			return fmt.Errorf("copying the original, which somebody removed: %w", err)
+		}
+		return nil
+	})
+}
+
+// lend makes a tag stand for an image while something is created by it. The tag
+// is somebody's own, so it stands for the same image as before afterwards; one
+// that did not exist stays. "" is no tag.
+func (h *Host) lend(ctx context.Context, tag, image string, create func() error) error {
+	if tag == "" {
+		return create()
+	}
+	unlock := h.refs.lock(tag)
+	defer unlock()
+	now, err := h.imageOf(ctx, tag)
+	if err != nil {
+		return err
+	}
+	if now == nil || now.ID != image {
+		if err := h.tag(ctx, image, tag); err != nil {
 			return err
 		}
-		if now == nil || now.ID != o.Image {
-			if err := h.tag(ctx, o.Image, tag); err != nil {
-				return err
-			}
-			// The tag is somebody's own unless it names the new image, and
-			// then returnTag moves it for good.
-			if now != nil {
-				defer func() {
-					if err := h.tag(ctx, now.ID, tag); err != nil {
-						h.log.Warn("local tag cannot be moved back", "workload", c.Unit, "err", err)
-					}
-				}()
-			}
+		if now != nil {
+			defer func() {
+				if err := h.tag(ctx, now.ID, tag); err != nil {
+					h.log.Warn("local tag cannot be moved back", "image", tag, "err", err)
+				}
+			}()
 		}
 	}
-	if _, err := h.createAs(ctx, o.Name, spec); err != nil {
-		return fmt.Errorf("copying the original, which somebody removed: %w", err)
-	}
-	return nil
+	return create()
 }
 
 func (h *Host) isPodman() bool {
@@ -388,17 +602,41 @@ func (h *Host) setPolicy(ctx context.Context, b *box, p container.RestartPolicy)
 	return nil
 }
 
-// stop stops a container with its own signal and timeout, unless one is set.
-// That also cancels a restart that is pending.
-func (h *Host) stop(ctx context.Context, b *box, set time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, stopTimeout(b, set)+stopSlack)
+func (h *Host) disconnect(ctx context.Context, b *box, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, changeLimit)
 	defer cancel()
+	err := h.client().NetworkDisconnect(ctx, name, b.ID, true)
+	if err != nil && !cerrdefs.IsNotFound(err) {
+		return fmt.Errorf("disconnecting container %s from network %s: %w", b.name(), name, err)
+	}
+	return nil
+}
+
+// restartOne stops a container as stop does, and starts it again.
+func (h *Host) restartOne(ctx context.Context, b *box, set time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout(b, set)+stopSlack+startLimit)
+	defer cancel()
+	if err := h.client().ContainerRestart(ctx, b.ID, stopOptions(set)); err != nil {
+		return fmt.Errorf("restarting container %s: %w", b.name(), err)
+	}
+	return nil
+}
+
+func stopOptions(set time.Duration) container.StopOptions {
 	var opts container.StopOptions
 	if set > 0 {
 		seconds := int(math.Ceil(set.Seconds()))
 		opts.Timeout = &seconds
 	}
-	if err := h.client().ContainerStop(ctx, b.ID, opts); err != nil {
+	return opts
+}
+
+// stop stops a container with its own signal and timeout, unless one is set.
+// That also cancels a restart that is pending.
+func (h *Host) stop(ctx context.Context, b *box, set time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout(b, set)+stopSlack)
+	defer cancel()
+	if err := h.client().ContainerStop(ctx, b.ID, stopOptions(set)); err != nil {
 		return fmt.Errorf("stopping container %s: %w", b.name(), err)
 	}
 	return nil

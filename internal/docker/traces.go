@@ -15,7 +15,7 @@ import (
 )
 
 // Traces implements updater.Backend: labels and names alone tell what was
-// under way.
+// under way. For one container:
 //
 //	original  new one   new runs  the change is
 //	gone      X         -         over
@@ -27,7 +27,10 @@ import (
 //	aside     none      -         to be restored, if nothing is named X
 //
 // An original under a name that a person gave it, beside a new one named X, is
-// that person's decision: nothing is under way then.
+// that person's decision: nothing is under way then. A group is over when all of
+// it is, was being committed when some of it is, and is judged again only if all
+// of it is to be. An original that was taken off its networks was being retired:
+// that, too, comes after the gate.
 func (h *Host) Traces(ctx context.Context, known map[string]bool) ([]updater.Change, error) {
 	if _, err := h.connect(ctx); err != nil {
 		return nil, err
@@ -51,11 +54,18 @@ func (h *Host) Traces(ctx context.Context, known map[string]bool) ([]updater.Cha
 
 // trace is a change that was broken off.
 type trace struct {
-	change   string // its id
+	change string // its id
+	phase  updater.Phase
+	parts  []traceOf // in start order
+	// restarted are the ids of containers that are only restarted with them.
+	restarted []string
+}
+
+// traceOf is what one part of a change left.
+type traceOf struct {
 	name     string // of the workload
 	old, new string // ids; "" when it has gone
 	replaces string // id of the original, there or not
-	phase    updater.Phase
 }
 
 // traces finds them in a list of all containers.
@@ -64,31 +74,26 @@ func traces(all []container.Summary, owner string, known map[string]bool, now ti
 	for _, c := range all {
 		byID[c.ID], byName[nameOf(c)] = c, c
 	}
-	var found []trace
-	taken := map[string]bool{} // originals that some new container refers to
+	byChange := map[string][]container.Summary{} // new containers
+	taken := map[string]bool{}                   // originals that some new container refers to
 	for _, n := range all {
-		replaces := n.Labels[labelReplaces]
-		if replaces == "" {
+		if replaces := n.Labels[labelReplaces]; replaces != "" {
+			taken[replaces] = true
+			byChange[n.Labels[labelChange]] = append(byChange[n.Labels[labelChange]], n)
+			for _, id := range listedIn(n.Labels[labelGroup]) {
+				taken[id] = true
+			}
+		}
+	}
+	var found []trace
+	for change, made := range byChange {
+		first := made[0]
+		if change == "" || known[change] || first.Labels[labelOwner] != owner && !expired(first.Labels[labelUntil], now) {
 			continue
 		}
-		taken[replaces] = true
-		name, aside := strings.CutSuffix(nameOf(n), suffixNew)
-		t := trace{change: n.Labels[labelChange], name: name, new: n.ID, replaces: replaces, phase: updater.Restoring}
-		o, there := byID[replaces]
-		if there {
-			t.old = o.ID
+		if t, open := traceIn(change, made, byID); open {
+			found = append(found, t)
 		}
-		switch {
-		case t.change == "" || known[t.change]:
-			continue
-		case n.Labels[labelOwner] != owner && !expired(n.Labels[labelUntil], now):
-			continue
-		case !aside && (!there || nameOf(o) != name+suffixOld):
-			continue
-		case !aside && n.State == container.StateRunning:
-			t.phase = updater.Judging
-		}
-		found = append(found, t)
 	}
 	for _, o := range all {
 		name, aside := strings.CutSuffix(nameOf(o), suffixOld)
@@ -96,12 +101,80 @@ func traces(all []container.Summary, owner string, known map[string]bool, now ti
 		if aside && name != "" && !there && !taken[o.ID] {
 			id := "aside-" + o.ID[:min(12, len(o.ID))]
 			if !known[id] {
-				found = append(found, trace{change: id, name: name, old: o.ID, replaces: o.ID, phase: updater.Restoring})
+				found = append(found, trace{change: id, phase: updater.Restoring,
+					parts: []traceOf{{name: name, old: o.ID, replaces: o.ID}}})
 			}
 		}
 	}
-	slices.SortFunc(found, func(a, b trace) int { return cmp.Compare(a.name, b.name) })
+	slices.SortFunc(found, func(a, b trace) int { return cmp.Compare(a.parts[0].name, b.parts[0].name) })
 	return found
+}
+
+// listedIn are the ids in a label.
+func listedIn(label string) []string {
+	return slices.DeleteFunc(strings.Split(label, ","), func(id string) bool { return id == "" })
+}
+
+// traceIn reads one change from the new containers that it made; false when it is
+// over, or somebody else decided.
+func traceIn(change string, made []container.Summary, byID map[string]container.Summary) (trace, bool) {
+	t := trace{change: change, phase: updater.Judging, restarted: listedIn(made[0].Labels[labelRestarts])}
+	replaced := listedIn(made[0].Labels[labelGroup])
+	if len(replaced) == 0 {
+		replaced = []string{made[0].Labels[labelReplaces]}
+	}
+	open, dropped, retired := false, false, false
+	for _, id := range replaced {
+		p := traceOf{replaces: id}
+		o, there := byID[id]
+		if there {
+			p.old, p.name = id, strings.TrimSuffix(nameOf(o), suffixOld)
+		}
+		i := slices.IndexFunc(made, func(n container.Summary) bool { return n.Labels[labelReplaces] == id })
+		if i < 0 {
+			if there {
+				t.phase, open = updater.Restoring, true
+				t.parts = append(t.parts, p)
+			}
+			continue
+		}
+		n := made[i]
+		name, aside := strings.CutSuffix(nameOf(n), suffixNew)
+		p.new, p.name = n.ID, name
+		t.parts = append(t.parts, p)
+		switch {
+		case aside:
+			t.phase, open = updater.Restoring, true
+		case !there:
+			dropped = true
+		case nameOf(o) == name+suffixOld:
+			open = true
+			retired = retired || detached(o, n)
+			if n.State != container.StateRunning && n.Labels[labelIdle] == "" {
+				t.phase = updater.Restoring
+			}
+		case len(replaced) == 1:
+			return trace{}, false
+		}
+	}
+	if t.phase != updater.Restoring && (dropped || retired) {
+		t.phase = updater.Committing
+	}
+	return t, open && len(t.parts) > 0
+}
+
+// detached reports whether an original was taken off a network that its
+// replacement is in.
+func detached(old, new container.Summary) bool {
+	if old.NetworkSettings == nil || new.NetworkSettings == nil {
+		return false
+	}
+	for name := range new.NetworkSettings.Networks {
+		if _, ok := old.NetworkSettings.Networks[name]; !ok {
+			return true
+		}
+	}
+	return false
 }
 
 // tracedStable is how long a new container whose record is lost must stay
@@ -111,49 +184,85 @@ const tracedStable = 10 * time.Second
 // traced makes a change of a trace from what the engine shows of it; nil when
 // it has gone meanwhile. Settings and verdict are lost with the record.
 func (h *Host) traced(ctx context.Context, t trace) (*updater.Change, error) {
-	found, err := inParallel(ctx, []string{t.old, t.new}, h.inspect)
-	if err != nil {
-		return nil, err
-	}
-	old, new := found[0], found[1]
-	o := origin{Name: t.name, ID: t.replaces}
 	c := updater.Change{
-		ID: t.change, Backend: h.name, Unit: h.name + "/" + t.name, Phase: t.phase,
+		ID: t.change, Backend: h.name, Phase: t.phase,
 		Why: "it was broken off, and its record is lost", Disturbed: true,
 	}
-	part := updater.Part{
-		Workload: c.Unit, Replace: true, Healthy: true,
-		Settings: updater.Settings{Enabled: true, Keep: updater.KeepAll, Health: updater.Health{Stable: tracedStable}},
-	}
-	if old != nil {
-		o.Image, o.Policy, o.Restarts, o.StartedAt = old.Image, old.HostConfig.RestartPolicy, old.RestartCount, old.State.StartedAt
-		if part.From, err = h.runs(ctx, old); err != nil {
-			return nil, err
-		}
-		s, err := h.snapshotOf(ctx, old)
+	var origins []origin
+	for _, of := range t.parts {
+		p, o, since, err := h.tracedPart(ctx, of)
 		if err != nil {
-			h.log.Warn("original cannot be recorded", "workload", c.Unit, "err", err)
-		} else {
-			o.Snapshot = &s
-		}
-		c.Since = created(old)
-	}
-	if new != nil {
-		// The new container was created with the original's policy.
-		o.Policy = new.HostConfig.RestartPolicy
-		if part.To, err = h.runs(ctx, new); err != nil {
 			return nil, err
 		}
-		c.Since = created(new)
+		if p == nil {
+			continue
+		}
+		if c.Unit == "" || p.Changes() && p.From.Ref != p.To.Ref {
+			c.Unit = p.Workload
+		}
+		if c.Since.Before(since) {
+			c.Since = since
+		}
+		c.Parts, origins = append(c.Parts, *p), append(origins, o)
 	}
-	if old == nil && new == nil {
+	if len(c.Parts) == 0 {
 		return nil, nil
 	}
-	c.Parts = []updater.Part{part}
-	if c.Origin, err = json.Marshal(o); err != nil {
+	for _, id := range t.restarted {
+		b, err := h.inspect(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if b != nil {
+			c.Parts = append(c.Parts, updater.Part{Workload: h.name + "/" + b.name(), Idle: !b.running()})
+			origins = append(origins, origin{Name: b.name(), ID: id})
+		}
+	}
+	var err error
+	if c.Origin, err = json.Marshal(origins); err != nil {
 		return nil, fmt.Errorf("recording the original of change %s: %w", c.ID, err)
 	}
 	return &c, nil
+}
+
+func (h *Host) tracedPart(ctx context.Context, t traceOf) (*updater.Part, origin, time.Time, error) {
+	found, err := inParallel(ctx, []string{t.old, t.new}, h.inspect)
+	if err != nil {
+		return nil, origin{}, time.Time{}, err
+	}
+	old, new := found[0], found[1]
+	if old == nil && new == nil {
+		return nil, origin{}, time.Time{}, nil
+	}
+	o := origin{Name: t.name, ID: t.replaces}
+	p := &updater.Part{
+		Workload: h.name + "/" + t.name, Replace: true, Healthy: true,
+		Settings: updater.Settings{Enabled: true, Keep: updater.KeepAll, Health: updater.Health{Stable: tracedStable}},
+	}
+	var since time.Time
+	if old != nil {
+		o.Image, o.Policy, o.Restarts, o.StartedAt = old.Image, old.HostConfig.RestartPolicy, old.RestartCount, old.State.StartedAt
+		if p.From, err = h.runs(ctx, old); err != nil {
+			return nil, origin{}, time.Time{}, err
+		}
+		s, err := h.snapshotOf(ctx, old)
+		if err != nil {
+			h.log.Warn("original cannot be recorded", "workload", p.Workload, "err", err)
+		} else {
+			o.Snapshot = &s
+		}
+		since = created(old)
+	}
+	if new != nil {
+		// The new container was created with the original's policy.
+		o.Policy, o.Fleeting = new.HostConfig.RestartPolicy, new.HostConfig.AutoRemove
+		p.Idle = new.label(labelIdle) != ""
+		if p.To, err = h.runs(ctx, new); err != nil {
+			return nil, origin{}, time.Time{}, err
+		}
+		since = created(new)
+	}
+	return p, o, since, nil
 }
 
 // runs is the image that a container runs.
