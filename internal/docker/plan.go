@@ -124,6 +124,12 @@ func mayJoin(k kin) error {
 			Detail: fmt.Sprintf("%s uses it, and is a one-off container of Compose, which is not run again: let it end, and remove it", k.name),
 		}
 	}
+	if isSetAside(k.name) {
+		return &updater.Refusal{
+			Reason: updater.InProgress,
+			Detail: fmt.Sprintf("%s uses it, and belongs to a change that is not over; if none is under way, one left it: remove it when it is not wanted any more", k.name),
+		}
+	}
 	if who := manager(k.labels); who != "" {
 		return &updater.Refusal{
 			Reason: updater.ManagedElsewhere,

@@ -269,7 +269,7 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 			return updater.Restoration{}, err
 		}
 	}
-	var handsOff, restarted bool
+	var handsOff, restarts bool // restarts: what is only restarted must be, once more
 	for n := range mostSteps * len(all) {
 		scenes, b, err := h.look(ctx, all)
 		if err != nil {
@@ -279,6 +279,7 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 			// The engine beats the record: what shows our hand was touched.
 			touched := slices.ContainsFunc(scenes, func(s scene) bool { return s.new.started || s.old.place == asOld })
 			handsOff = (c.Superseded || !c.Disturbed) && !touched
+			restarts = !handsOff && slices.ContainsFunc(scenes, func(s scene) bool { return touched || !s.still && !s.idle && !s.old.running })
 		}
 		for i := range scenes {
 			scenes[i].handsOff = handsOff
@@ -310,12 +311,12 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 		case copyOld:
 			err = h.copyOriginal(ctx, p, all, b)
 		case removeNew:
-			if !restarted && !handsOff {
+			if restarts {
 				// Before the last trace goes: a crash repeats it.
 				if err := h.restart(ctx, all); err != nil {
 					return updater.Restoration{}, err
 				}
-				restarted = true
+				restarts = false
 			}
 			// Tags first: the new container tells which image they may be moved from.
 			if err := h.returnTag(ctx, c, p, b[i].new.ID, b[i].new.Image); err != nil {
