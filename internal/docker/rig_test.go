@@ -44,6 +44,7 @@ const program = `package main
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -65,6 +66,19 @@ func main() {
 	case "hang":
 		fmt.Println("hanging as told")
 		time.Sleep(time.Hour)
+	case "smoke":
+		fmt.Println(os.Getenv("UPDATERD_WORKLOAD"), os.Getenv("UPDATERD_IMAGE"), os.Getenv("UPDATERD_ADDRESS"))
+		for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+			resp, err := http.Get("http://" + net.JoinHostPort(os.Getenv("UPDATERD_ADDRESS"), os.Args[2]))
+			if err == nil && resp.StatusCode == 200 {
+				fmt.Println("it answers")
+				os.Exit(0)
+			}
+			if time.Since(began) > 10*time.Second {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+		}
 	case "eat":
 		var all [][]byte
 		for {
@@ -78,7 +92,11 @@ func main() {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGTERM)
 	if mode == "web" {
-		go http.ListenAndServe(":8080", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		port := "8080"
+		if len(os.Args) > 2 {
+			port = os.Args[2]
+		}
+		go http.ListenAndServe(":"+port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path != "/" {
 				w.WriteHeader(503)
 			}

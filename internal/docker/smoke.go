@@ -32,7 +32,7 @@ const loopback = "127.0.0.1"
 // image's doing is an error: a test container that somebody killed, an engine
 // that was restarted, a workload that somebody stopped meanwhile.
 //
-// Through a socket proxy it takes, besides what a swap does: POST
+// Of the engine's calls a swap does not make, it makes one: POST
 // /containers/{id}/wait.
 func (h *Host) Test(ctx context.Context, c updater.Change, part int) (updater.Result, error) {
 	p := c.Parts[part]
@@ -232,11 +232,11 @@ func said(output string) string {
 	return ": " + output
 }
 
-// fetchTest brings the image of a part's test, if it has one, while nothing is
-// disturbed yet: a test that cannot be run afterwards would cost a way back.
+// fetchTest brings the image of a part's test, if it is to be tested, while
+// nothing is disturbed yet: a test that cannot be run afterwards would cost a way back.
 func (h *Host) fetchTest(ctx context.Context, c updater.Change, part int, report func(updater.Progress)) error {
 	p := c.Parts[part]
-	if p.Settings.Health.Test.Image == "" {
+	if p.Settings.Health.Test.Image == "" || p.Idle || !p.Replace {
 		return nil
 	}
 	name, err := h.workloadName(p.Workload)
