@@ -20,6 +20,8 @@ type kin struct {
 	// refs are the containers whose namespaces, volumes or address it uses, by
 	// name or id, as the engine shows them.
 	refs []string
+	// exited: it has ended, and is there to be looked at or started again.
+	exited bool
 }
 
 // kindred are all containers of an engine. What they use is part of how they
@@ -64,7 +66,7 @@ func (h *Host) kindred(ctx context.Context) ([]kin, error) {
 		if !linked[c.ID] {
 			keep[c.ID] = r
 		}
-		kindred = append(kindred, kin{id: c.ID, name: nameOf(c), labels: c.Labels, refs: r})
+		kindred = append(kindred, kin{id: c.ID, name: nameOf(c), labels: c.Labels, refs: r, exited: c.State == container.StateExited})
 	}
 	h.mu.Lock()
 	h.uses = keep
@@ -111,10 +113,14 @@ func resolve(ref string, all []kin) (kin, bool) {
 type edges map[string][]string
 
 // using: whose namespaces, volumes or links a container uses. It cannot live
-// without those.
+// without those. Nobody starts a one-off of Compose again that has ended, so it
+// uses nothing.
 func using(all []kin) edges {
 	e := edges{}
 	for _, k := range all {
+		if k.oneOff() && k.exited {
+			continue
+		}
 		for _, ref := range k.refs {
 			if other, ok := resolve(ref, all); ok && other.id != k.id {
 				e[k.id] = append(e[k.id], other.id)
@@ -125,12 +131,12 @@ func using(all []kin) edges {
 }
 
 // following: what Compose says a container depends on; with restarting, only
-// what it is to be restarted with.
+// what it is to be restarted with, which a one-off never is.
 func following(all []kin, restarting bool) edges {
 	e := edges{}
 	for _, k := range all {
 		depends := k.labels[labelDependsOn]
-		if depends == "" {
+		if depends == "" || restarting && k.oneOff() {
 			continue
 		}
 		for _, item := range strings.Split(depends, ",") {

@@ -20,6 +20,11 @@ func TestWhatMovesTogether(t *testing.T) {
 	service := func(name, needs string) map[string]string {
 		return map[string]string{labelProject: "p", labelService: name, labelDependsOn: needs}
 	}
+	job := func(name, needs string) map[string]string {
+		labels := service(name, needs)
+		labels[labelOneOff] = "True"
+		return labels
+	}
 	const vpnID = "320cf9f003dcf5eaf12d4256fa05ef2eade17f90209ed27bd1048827e181ba97"
 	vpn := kin{id: vpnID, name: "vpn"}
 	for name, row := range map[string]struct {
@@ -55,6 +60,15 @@ func TestWhatMovesTogether(t *testing.T) {
 		"what is replaced is not restarted besides": {
 			[]kin{{id: vpnID, name: "vpn", labels: service("vpn", "")}, {id: "a", name: "a", refs: []string{"vpn"}, labels: service("a", "vpn:service_started:true")}},
 			[]string{"vpn", "a"}, nil, nil},
+		"a one-off that has ended uses nothing": {
+			[]kin{vpn, {id: "a", name: "a", refs: []string{vpnID}, labels: job("a", ""), exited: true}}, []string{"vpn"}, nil, nil},
+		"one that runs does": {
+			[]kin{vpn, {id: "a", name: "a", refs: []string{vpnID}, labels: job("a", "")}}, []string{"vpn", "a"}, nil, nil},
+		"what was stopped may be started again": {
+			[]kin{vpn, {id: "a", name: "a", refs: []string{vpnID}, exited: true}}, []string{"vpn", "a"}, nil, nil},
+		"Compose restarts no one-off": {
+			[]kin{{id: vpnID, name: "vpn", labels: service("vpn", "")}, {id: "a", name: "a", labels: job("a", "vpn:service_started:true")}},
+			[]string{"vpn"}, nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := groupOf(map[string]bool{vpnID: true}, row.all)
