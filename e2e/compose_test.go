@@ -95,6 +95,22 @@ func (p *project) upChangesNothing() {
 	require.Equal(p.t, before, look(), "\"docker compose up -d\" changed something")
 }
 
+// fresh requires that these services run in other containers than before, and
+// nothing else does.
+func (p *project) fresh(before map[string]string, services ...string) {
+	p.t.Helper()
+	now := p.Containers()
+	require.Len(p.t, now, len(before))
+	for name, id := range before {
+		service := strings.TrimPrefix(name[:strings.LastIndex(name, "-")], p.Project+"-")
+		if slices.Contains(services, service) {
+			require.NotEqual(p.t, id, now[name], name)
+		} else {
+			require.Equal(p.t, id, now[name], name)
+		}
+	}
+}
+
 // stack is web behind a reverse proxy, a database with a volume of either kind,
 // and a migration that runs to its end.
 const stack = `
@@ -182,21 +198,6 @@ func TestComposeStack(t *testing.T) {
 	p.upChangesNothing() // else the rest would prove nothing
 	made := p.Containers()
 	require.Len(t, made, 6)
-	// fresh requires that these services run in other containers than before, and
-	// nothing else does.
-	fresh := func(before map[string]string, services ...string) {
-		t.Helper()
-		now := p.Containers()
-		require.Len(t, now, len(before))
-		for name, id := range before {
-			service := strings.TrimPrefix(name[:strings.LastIndex(name, "-")], p.Project+"-")
-			if slices.Contains(services, service) {
-				require.NotEqual(t, id, now[name], name)
-			} else {
-				require.Equal(t, id, now[name], name)
-			}
-		}
-	}
 	customers := func(what string, versions ...string) func() {
 		gap := stage.MeasureGap(t, url)
 		return func() {
@@ -222,7 +223,7 @@ func TestComposeStack(t *testing.T) {
 	answers("", "v2")
 	seen()
 	kept()
-	fresh(made, "db", "web", "worker")
+	p.fresh(made, "db", "web", "worker")
 	p.upChangesNothing()
 
 	seen = customers("web updated by the daemon", "v2", "v3")
@@ -232,7 +233,7 @@ func TestComposeStack(t *testing.T) {
 	daemon.WaitLog("phase=committed", 2*time.Minute)
 	answers("", "v3")
 	seen()
-	fresh(before, "web")
+	p.fresh(before, "web")
 	p.upChangesNothing()
 
 	seen = customers("web exits, and is restored by the daemon", "v3")
@@ -242,7 +243,7 @@ func TestComposeStack(t *testing.T) {
 	answers("", "v3")
 	seen()
 	require.Zero(t, daemon.Stop(20*time.Second))
-	fresh(before)
+	p.fresh(before)
 	p.upChangesNothing()
 	rows = p.pass(0)
 	require.Equal(t, "rejected", rows["web"].Reason)
@@ -255,7 +256,7 @@ func TestComposeStack(t *testing.T) {
 	require.Equal(t, "restored", p.pass(1)["web"].Outcome)
 	answers("", "v3")
 	seen()
-	fresh(before)
+	p.fresh(before)
 	p.upChangesNothing()
 	kept()
 }
@@ -407,4 +408,118 @@ secrets:
 	for path, content := range map[string]string{"/etc/app.conf": "color=green", "/run/secrets/file": "hush"} {
 		require.Equal(t, content, p.Run("exec", "-T", "mounted", "/app", "get", "http://127.0.0.1:8080/files"+path))
 	}
+}
+
+// tunnel has what lives in another's network or volumes.
+const tunnel = `
+x-all: &all {updaterd-e2e: "${MARK}"}
+services:
+  vpn:
+    image: ${REGISTRY}/acme/vpn:stable
+    ports: ["127.0.0.1:${PORT}:8080", "127.0.0.1:${BEHIND}:8081"]
+    volumes: [/keys]
+    labels: {<<: *all, updaterd.enable: "true"}
+  behind:
+    image: ${REGISTRY}/acme/app:stable
+    environment: {APP_PORT: 8081, MINE: 1}
+    network_mode: service:vpn
+    depends_on: {vpn: {condition: service_healthy}}
+    labels: *all
+  keys:
+    image: ${REGISTRY}/acme/app:stable
+    volumes_from: ["vpn:ro"]
+    labels: *all
+  restarts:
+    image: ${REGISTRY}/acme/app:stable
+    depends_on: {vpn: {condition: service_started, restart: true}}
+    labels: *all
+  waits:
+    image: ${REGISTRY}/acme/app:stable
+    depends_on: {vpn: {condition: service_started}}
+    labels: *all
+`
+
+// TestComposeGroup: what lives in another's network or volumes goes along with
+// it, and what Compose would restart is restarted.
+func TestComposeGroup(t *testing.T) {
+	t.Parallel()
+	p := newProject(t, tunnel)
+	port, behind := stage.FreePort(t), stage.FreePort(t)
+	p.Env = append(p.Env, fmt.Sprintf("PORT=%d", port), fmt.Sprintf("BEHIND=%d", behind))
+	answers := func(vpn string) {
+		t.Helper()
+		for at, want := range map[int]string{port: vpn, behind: "app"} {
+			stage.Eventually(t, 30*time.Second, want+" to answer", func() bool {
+				body, err := stage.Get(t.Context(), fmt.Sprintf("http://127.0.0.1:%d/", at))
+				return err == nil && body == want
+			})
+		}
+	}
+	p.push("acme/vpn", "stable", "vpn1", stage.Behaviour{})
+	p.push("acme/app", "stable", "app", stage.Behaviour{})
+	p.Up()
+	answers("vpn1")
+	p.upChangesNothing()
+	made := p.Containers()
+	started := func(service string) string { return p.d.Inspect(p.Container(service)).State.StartedAt }
+	restarted, waited := started("restarts"), started("waits")
+	app := p.d.Inspect(p.Container("behind")).Image
+
+	p.push("acme/vpn", "stable", "vpn2", stage.Behaviour{})
+	// A new app is none of its business: these have no label.
+	p.push("acme/app", "stable", "app2", stage.Behaviour{})
+	require.Equal(t, "committed", p.pass(0)["vpn"].Outcome)
+	answers("vpn2")
+	p.fresh(made, "vpn", "behind", "keys")
+	require.NotEqual(t, restarted, started("restarts"))
+	require.Equal(t, waited, started("waits"))
+	require.Equal(t, app, p.d.Inspect(p.Container("behind")).Image)
+
+	before := p.Containers()
+	p.push("acme/vpn", "stable", "vpn3", stage.Exit(3))
+	require.Equal(t, "restored", p.pass(1)["vpn"].Outcome)
+	answers("vpn2")
+	p.fresh(before)
+	require.Equal(t, "rejected", p.pass(0)["vpn"].Reason)
+
+	// Compose hashes the id of the container that another one uses into the
+	// config-hash of that other, and nobody but Compose can renew it.
+	p.Up()
+	p.fresh(before, "behind", "keys")
+	answers("vpn2")
+	p.upChangesNothing()
+}
+
+// TestComposeOneOffsOfAGroup: one that has ended is never started again, and one
+// that runs is not for us to run again.
+func TestComposeOneOffsOfAGroup(t *testing.T) {
+	t.Parallel()
+	p := newProject(t, tunnel)
+	p.Env = append(p.Env, fmt.Sprintf("PORT=%d", stage.FreePort(t)), fmt.Sprintf("BEHIND=%d", stage.FreePort(t)))
+	p.push("acme/vpn", "stable", "vpn1", stage.Behaviour{})
+	p.push("acme/app", "stable", "app", stage.Behaviour{})
+	p.Up()
+	p.Run("run", "-T", "behind", "exit", "0")
+	p.Run("run", "-T", "restarts", "exit", "0")
+	p.Run("run", "-T", "-d", "--name", p.Project+"-job", "restarts")
+	job := p.d.Inspect(p.Project + "-job")
+	made := p.Containers()
+	require.Len(t, made, 8)
+
+	p.push("acme/vpn", "stable", "vpn2", stage.Behaviour{})
+	rows := p.pass(0)
+	require.Len(t, rows, 1)
+	require.Equal(t, "committed", rows["vpn"].Outcome, "%+v", rows["vpn"])
+	require.Len(t, p.Containers(), 8)
+	require.Equal(t, job.State.StartedAt, p.d.Inspect(job.ID).State.StartedAt)
+
+	p.Run("run", "-T", "-d", "--name", p.Project+"-other", "behind")
+	p.push("acme/vpn", "stable", "vpn3", stage.Behaviour{})
+	before := p.Containers()
+	row := p.pass(0)["vpn"]
+	require.Equal(t, "unsupported", row.Reason, "%+v", row)
+	require.Contains(t, row.Detail, p.Project+"-other")
+	p.fresh(before)
+	p.d.Remove(p.Project + "-other")
+	require.Equal(t, "committed", p.pass(0)["vpn"].Outcome)
 }
