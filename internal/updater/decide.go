@@ -30,10 +30,14 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 		d.Reason, d.Until, d.Detail = r, until, fmt.Sprintf(format, args...)
 		return d
 	}
-	if w.Skip != nil && (w.Skip.Reason == NotRunning || w.Skip.Reason == Mixed) {
+	skip := w.Skip
+	if skip != nil && skip.Reason == NotRunning && s.IncludeStopped {
+		skip = nil
+	}
+	if skip != nil && (skip.Reason == NotRunning || skip.Reason == Mixed) {
 		// Whatever the registry holds: what does not run, or not in one version,
 		// is not up to date either.
-		return say(w.Skip.Reason, time.Time{}, "%s", w.Skip.Detail)
+		return say(skip.Reason, time.Time{}, "%s", skip.Detail)
 	}
 	if f.refusal != nil {
 		return say(f.refusal.Reason, time.Time{}, "%s", f.refusal.Detail)
@@ -49,8 +53,8 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 		}
 		return say(UpToDate, time.Time{}, "it runs what %s stands for", c.Ref)
 	}
-	if w.Skip != nil {
-		return say(w.Skip.Reason, time.Time{}, "%s", w.Skip.Detail)
+	if skip != nil {
+		return say(skip.Reason, time.Time{}, "%s", skip.Detail)
 	}
 	switch {
 	case s.Mode == ModeHold:
