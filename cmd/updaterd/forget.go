@@ -20,7 +20,7 @@ a daemon.`,
 			if err != nil {
 				return err
 			}
-			w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), false)
+			w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), looks)
 			if err != nil {
 				return err
 			}

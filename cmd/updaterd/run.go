@@ -47,7 +47,7 @@ carry every change to its end, and print a row per watched workload.`,
 		if err != nil {
 			return err
 		}
-		w, err := p.wire(cfg, p.logger(cfg.Log), true)
+		w, err := p.wire(cfg, p.logger(cfg.Log), acts)
 		if err != nil {
 			return err
 		}
@@ -101,7 +101,7 @@ func (p program) daemon(ctx context.Context, s *shared) error {
 // needs another wiring, which it returns.
 func (p program) serve(ctx context.Context, cfg *config.Config, file string, changed <-chan struct{}) (*config.Config, error) {
 	log := p.logger(cfg.Log)
-	w, err := p.wire(cfg, log, true)
+	w, err := p.wire(cfg, log, acts)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +174,7 @@ func (p program) checkCommand(s *shared) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), false)
+		w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), looks)
 		if err != nil {
 			return err
 		}
@@ -245,7 +245,7 @@ func (p program) completeWorkloads(s *shared) cobra.CompletionFunc {
 		if err != nil {
 			return nil, none
 		}
-		w, err := p.wire(cfg, slog.New(slog.DiscardHandler), false)
+		w, err := p.wire(cfg, slog.New(slog.DiscardHandler), looks)
 		if err != nil {
 			return nil, none
 		}

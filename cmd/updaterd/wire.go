@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 
 	"github.com/updaterd/updaterd/internal/config"
@@ -23,12 +25,21 @@ type wiring struct {
 	registry atomic.Pointer[registry.Client] // replaced by a reload
 }
 
-// wire builds everything and starts nothing. act is whether changes may be
-// made: only then does the installation need an id of its own.
-func (p program) wire(c *config.Config, log *slog.Logger, act bool) (*wiring, error) {
+// role is what a command does to changes.
+type role int
+
+const (
+	looks    role = iota // nothing
+	acts                 // begins them, and takes them to their end
+	finishes             // takes one to its end, see finishCommand
+)
+
+// wire builds everything and starts nothing. Only where changes are made does the
+// installation need an id of its own.
+func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, error) {
 	w := &wiring{log: log, version: p.version}
 	owner := ""
-	if act {
+	if as != looks {
 		var err error
 		if owner, err = journal.Owner(c.State); err != nil {
 			return nil, err
@@ -37,6 +48,7 @@ func (p program) wire(c *config.Config, log *slog.Logger, act bool) (*wiring, er
 	for _, d := range c.Docker {
 		o := docker.Options{
 			Name: d.Name, Endpoint: d.Endpoint, Owner: owner, Log: log.With("backend", d.Name),
+			Self: self(c), Finishing: as == finishes,
 			// The client of the time of the pull: a reload may bring new passwords.
 			Credential: func(ctx context.Context, ref string) (updater.Credential, error) {
 				return w.registry.Load().Credential(ctx, ref)
@@ -50,7 +62,9 @@ func (p program) wire(c *config.Config, log *slog.Logger, act bool) (*wiring, er
 			return nil, err
 		}
 		w.hosts = append(w.hosts, host)
-		var state updater.State = journal.New(c.State, d.Name, log.With("backend", d.Name))
+		file := journal.New(c.State, d.Name, log.With("backend", d.Name))
+		file.Finishing = as == finishes
+		var state updater.State = file
 		if p.wrap != nil {
 			state = p.wrap(state)
 		}
@@ -62,6 +76,34 @@ func (p program) wire(c *config.Config, log *slog.Logger, act bool) (*wiring, er
 	}
 	w.updater = updater.New(w.places, rules, log)
 	return w, nil
+}
+
+// self says how another process, see finishCommand, goes on when the container
+// that this one runs in is replaced; nil when that cannot be told. It may be
+// started without what set this one's environment.
+func self(c *config.Config) *docker.Self {
+	binary, err := os.Executable()
+	if err != nil {
+		return nil
+	}
+	state, err := filepath.Abs(c.State)
+	if err != nil {
+		return nil
+	}
+	s := &docker.Self{Finish: []string{binary, "finish"}, Env: []string{"UPDATERD_STATE=" + state}, State: state, Files: []string{binary}}
+	if real, err := filepath.EvalSymlinks(state); err == nil {
+		s.State = real
+	}
+	if c.File != "" {
+		file, err := filepath.Abs(c.File)
+		if err != nil {
+			return nil
+		}
+		s.Finish = append(s.Finish, "--config", file)
+		s.Files = append(s.Files, file)
+	}
+	s.Finish = append(s.Finish, "--")
+	return s
 }
 
 // close ends connections.

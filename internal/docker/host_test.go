@@ -571,10 +571,10 @@ func TestSettingsThatAreNotHonouredAreRefused(t *testing.T) {
 		refused(t, h.Plan(t.Context(), &c, nil), updater.InvalidSettings, key)
 	}
 	c.Parts[0].Settings = updater.Settings{}
-	h.self = func() []string {
+	h.self = func() identity {
 		b, err := h.inspect(context.Background(), r.name("settings"))
 		require.NoError(t, err)
-		return []string{b.ID[:12]}
+		return identity{ids: []string{b.ID[:12]}}
 	}
 	refused(t, h.Plan(t.Context(), &c, nil), updater.Unsupported, "itself")
 }

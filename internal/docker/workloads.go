@@ -116,7 +116,7 @@ func listed(all []container.Summary) []container.Summary {
 }
 
 func isSetAside(name string) bool {
-	for _, suffix := range []string{suffixNew, suffixOld, suffixTest} {
+	for _, suffix := range []string{suffixNew, suffixOld, suffixTest, suffixFinish} {
 		if len(name) > len(suffix) && strings.HasSuffix(name, suffix) {
 			return true
 		}
