@@ -46,6 +46,11 @@ type Options struct {
 	// Credential is asked at each pull for what the registry of ref wants to
 	// see; nil: pulls are anonymous.
 	Credential func(ctx context.Context, ref string) (updater.Credential, error)
+	// Self says how another process goes on when the container that this one runs
+	// in is replaced; nil: that is refused.
+	Self *Self
+	// Finishing: this process is that other one, so no container is its own.
+	Finishing bool
 	// Log gets what is worth telling but stops nothing; nil: nowhere.
 	Log *slog.Logger
 
@@ -65,7 +70,9 @@ type Host struct {
 	credential func(ctx context.Context, ref string) (updater.Credential, error)
 	log        *slog.Logger
 	dial       func() (*client.Client, error)
-	self       func() []string // ids of the container this process runs in
+	oneself    *Self
+	finishing  bool
+	self       func() identity // what this process sees of its container
 
 	// refs holds a lock for every reference whose local tag is being moved.
 	refs keyedMutex
@@ -75,6 +82,7 @@ type Host struct {
 	version  string          // of the engine's API, as last seen
 	podman   bool            // it cannot update a restart policy
 	prepared map[string]bool // changes prepared by this process and not applied yet
+	helped   map[string]int  // helpers that this process made, by change
 	uses     edges           // what each container uses, by name or id; see kindred
 	// forbidden are the routes that something on the way to the engine refuses.
 	forbidden []route
@@ -90,8 +98,8 @@ func New(o Options) (*Host, error) {
 	}
 	h := &Host{
 		name: o.Name, owner: o.Owner, credential: o.Credential, log: o.Log.With("backend", o.Name),
-		self:     sync.OnceValue(ownContainers),
-		prepared: map[string]bool{},
+		oneself: o.Self, finishing: o.Finishing, self: sync.OnceValue(whoAmI),
+		prepared: map[string]bool{}, helped: map[string]int{},
 	}
 	h.dial = func() (*client.Client, error) { return dial(o) }
 	cli, err := h.dial()
