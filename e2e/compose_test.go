@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
 	"github.com/stretchr/testify/require"
 
 	"github.com/updaterd/updaterd/e2e/stage"
@@ -177,6 +178,12 @@ func TestComposeStack(t *testing.T) {
 	p.push("acme/db", "stable", "d1", slow)
 	p.push("acme/web", "stable", "v1", slow)
 	p.push("acme/worker", "stable", "w1", slow)
+	p.push("acme/smoke", "stable", "smoke", stage.Behaviour{})
+	p.u.WriteConfig(labelled + fmt.Sprintf(`
+rules:
+  - match: {name: %q}
+    health.test: {image: %q, command: [get, "http://$UPDATERD_ADDRESS:8080/order"], timeout: 30s}
+`, p.Container("web"), p.reg.Ref("acme/smoke:stable")))
 	p.Up()
 	answers := func(path, want string) {
 		t.Helper()
@@ -258,7 +265,22 @@ func TestComposeStack(t *testing.T) {
 	seen()
 	p.fresh(before)
 	p.upChangesNothing()
+
+	seen = customers("web fails its smoke test, and is restored by run --once", "v3", "v6")
+	p.reg.Push("acme/web:stable", stage.Image{
+		Version: "v6", Env: []string{"APP_BROKEN=/order"}, Healthcheck: stage.Check(500*time.Millisecond, 20),
+	})
+	rows = p.pass(1)
+	require.Equal(t, "restored", rows["web"].Outcome)
+	require.Contains(t, rows["web"].Detail, "out of order")
+	answers("", "v3")
+	seen()
+	p.fresh(before)
+	p.upChangesNothing()
 	kept()
+	all, err := p.d.ContainerList(t.Context(), container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("name", p.Project))})
+	require.NoError(t, err)
+	require.Len(t, all, len(before), "nothing is left of a test")
 }
 
 // put writes a page of an app with APP_FILES.

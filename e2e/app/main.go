@@ -13,11 +13,13 @@
 //	APP_WRITE             append the version as a line to this file
 //	APP_LOG               print this line at the start
 //	APP_LOG_LINES         print that many numbered lines at the start
+//	APP_BROKEN            answer 500 at this path, healthy all the same
 //	APP_FILES             serve this directory at /files/: GET, and PUT to write
 //	APP_ROUTES            be a reverse proxy: "/=http://web:8080 /db/=http://db:8080"
 //
 // `app health` is for HEALTHCHECK: it exits 0 when /healthz says so. `app exit N`
-// exits with N, `app get URL` fetches a page: for hooks, probes and tests.
+// exits with N, `app get URL` fetches a page, with variables of the environment in
+// its address: for hooks, probes and tests.
 package main
 
 import (
@@ -45,7 +47,7 @@ func main() {
 	case args[0] == "health":
 		get("http://127.0.0.1:" + port() + "/healthz")
 	case args[0] == "get" && len(args) == 2:
-		get(args[1])
+		get(os.ExpandEnv(args[1]))
 	case args[0] == "exit" && len(args) == 2:
 		code, err := strconv.Atoi(args[1])
 		check(err)
@@ -111,6 +113,11 @@ func handler(version string, started time.Time) http.Handler {
 		}
 		fmt.Fprint(w, "ok")
 	})
+	if path := os.Getenv("APP_BROKEN"); path != "" {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "out of order", http.StatusInternalServerError)
+		})
+	}
 	// What the process was started with, to compare before and after.
 	mux.HandleFunc("/self", func(w http.ResponseWriter, _ *http.Request) {
 		host, _ := os.Hostname()
