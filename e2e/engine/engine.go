@@ -12,11 +12,11 @@ package engine
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -46,16 +46,18 @@ type Options struct {
 	// DataSize, above zero, limits images, containers and volumes together to
 	// that many bytes (on a tmpfs), so that a full disk can be had.
 	DataSize int64
-	// Args are further arguments of dockerd.
-	Args []string
-	// Path is the dockerd to run; empty means the one on PATH.
-	Path string
+	// Kind is the sort of engine; AtHand means what $UPDATERD_ENGINE says. Its
+	// programs must be ready: see Get.
+	Kind Kind
 }
 
-// Engine is a private Docker Engine. Its methods are not for concurrent use.
+// Engine is a private engine. Its methods are not for concurrent use.
 type Engine struct {
 	// Host is what DOCKER_HOST must be to reach it.
 	Host string
+	// Front is Host, or where a proxy stands before the engine that proxy: it is
+	// for those who shall not do more than they have to.
+	Front string
 	// Dir holds all files of the engine.
 	Dir string
 	// Subnet is this engine's share of addresses, a /21. Its default bridge and
@@ -69,6 +71,7 @@ type Engine struct {
 	slot  int
 	lock  *os.File
 	child *child
+	proxy *child
 }
 
 // child is a dockerd under way; done is closed when it has ended.
@@ -86,8 +89,12 @@ func Available() error {
 	if os.Geteuid() != 0 {
 		return errors.New("a private Docker Engine needs root: start Docker and set DOCKER_HOST, or run as root")
 	}
-	if dockerd() == "" {
-		return errors.New("a private Docker Engine needs dockerd: install the package docker.io (Debian, Ubuntu), or start Docker and set DOCKER_HOST")
+	needs, pkg := "dockerd", "docker.io"
+	if kindOf(AtHand) == Podman {
+		needs, pkg = "podman", "podman"
+	}
+	if program(needs) == "" {
+		return fmt.Errorf("a private engine needs %s: install the package %s (Debian, Ubuntu), or start Docker and set DOCKER_HOST", needs, pkg)
 	}
 	return nil
 }
@@ -131,7 +138,7 @@ func Ping(ctx context.Context, host string) error {
 		return new(net.Dialer).DialContext(ctx, network, addr)
 	}}
 	defer tr.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/_ping", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, "http://docker/_ping", nil)
 	if err != nil {
 		return err
 	}
@@ -149,20 +156,22 @@ func Ping(ctx context.Context, host string) error {
 // Start runs a new engine and returns when it answers. What engines of killed
 // processes left behind is removed first. Several may run side by side.
 func Start(ctx context.Context, opts Options) (*Engine, error) {
-	if err := Available(); err != nil && opts.Path == "" {
+	if err := Available(); err != nil {
 		return nil, err
 	}
-	if opts.Path == "" {
-		opts.Path = dockerd()
-	}
+	opts.Kind = kindOf(opts.Kind)
 	sweep()
 	dir, err := os.MkdirTemp("", dirPattern)
 	if err != nil {
 		return nil, err
 	}
 	e := &Engine{Dir: dir, Host: "unix://" + filepath.Join(dir, "docker.sock"), opts: opts, slot: -1}
+	e.Front = e.Host
 	if err = e.prepare(); err == nil {
 		err = e.launch(ctx)
+	}
+	if err == nil && opts.Kind == Proxied {
+		err = e.launchProxy(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, e.Stop())
@@ -199,6 +208,9 @@ func (e *Engine) prepare() error {
 			return fmt.Errorf("mount a small tmpfs for the engine's data: %w", err)
 		}
 	}
+	if e.opts.Kind == Podman {
+		return e.preparePodman()
+	}
 	pool := part(e.Subnet, 2, 23)
 	config, err := json.Marshal(map[string]any{
 		"default-address-pools": []any{map[string]any{"base": pool.String(), "size": 26}},
@@ -209,13 +221,18 @@ func (e *Engine) prepare() error {
 	return os.WriteFile(filepath.Join(e.Dir, "daemon.json"), config, 0o600)
 }
 
-// launch starts dockerd and waits until it answers.
+// launch starts the engine and waits until it answers.
 func (e *Engine) launch(ctx context.Context) error {
-	log, err := os.OpenFile(e.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
+	var err error
+	e.child, err = e.start(ctx, e.command(), e.Host)
+	return err
+}
+
+// command is what runs the engine.
+func (e *Engine) command() *exec.Cmd {
+	if e.opts.Kind == Podman {
+		return podman(context.Background(), e.Dir, "system", "service", "--time=0", e.Host)
 	}
-	defer log.Close()
 	join := func(name string) string { return filepath.Join(e.Dir, name) }
 	args := []string{
 		"--config-file", join("daemon.json"),
@@ -229,8 +246,24 @@ func (e *Engine) launch(ctx context.Context) error {
 		"--cgroup-parent", "/" + bridgeName(e.slot),
 		"--shutdown-timeout", strconv.Itoa(int(shutdownTimeout.Seconds())),
 	}
-	cmd := exec.Command(e.opts.Path, append(args, e.opts.Args...)...)
-	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":"+sbin)
+	if e.opts.Kind == Docker29 {
+		// Its runc is built without libseccomp.
+		args = append(args, "--seccomp-profile", "unconfined", "--ip6tables=false")
+	}
+	cmd := exec.Command(dockerd(), args...)
+	cmd.Env = os.Environ()
+	return cmd
+}
+
+// start runs a program of the engine and waits until host answers.
+func (e *Engine) start(ctx context.Context, cmd *exec.Cmd, host string) (*child, error) {
+	name := filepath.Base(cmd.Path)
+	log, err := os.OpenFile(e.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd.Env = append(cmd.Env, "PATH="+os.Getenv("PATH")+":"+sbin)
 	cmd.Stdout, cmd.Stderr = log, log
 	// Its own process group, so that a Ctrl-C meant for us does not reach it; and
 	// an end with ours, so that a killed test run does not leave it running.
@@ -252,25 +285,23 @@ func (e *Engine) launch(ctx context.Context) error {
 		}
 	}()
 	if err := <-started; err != nil {
-		return fmt.Errorf("start a private Docker Engine: %w", err)
+		return nil, fmt.Errorf("start a private engine: %w", err)
 	}
-	e.child = c
 
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if Ping(ctx, e.Host) == nil {
-			return nil
+		if Ping(ctx, host) == nil {
+			return c, nil
 		}
 		select {
 		case <-tick.C:
 		case <-c.done:
-			e.child = nil
-			return fmt.Errorf("the private Docker Engine ended at once (%v); it said:\n%s", c.err, e.LogTail(20))
+			return nil, fmt.Errorf("%s of the private engine ended at once (%v); it said:\n%s", name, c.err, e.LogTail(20))
 		case <-ctx.Done():
-			return fmt.Errorf("the private Docker Engine does not answer (%w); it said:\n%s", context.Cause(ctx), e.LogTail(20))
+			return c, fmt.Errorf("%s of the private engine does not answer (%w); it said:\n%s", name, context.Cause(ctx), e.LogTail(20))
 		}
 	}
 }
@@ -320,8 +351,8 @@ func (e *Engine) Kill() error {
 	return nil
 }
 
-// Down ends dockerd as an operator does: containers are stopped. It does
-// nothing when none runs.
+// Down ends the engine as an operator does: containers are stopped, but for
+// those of Podman, which live by themselves. It does nothing when none runs.
 func (e *Engine) Down() error {
 	if e.child == nil {
 		return nil
@@ -480,6 +511,7 @@ func sweep() {
 // bridges, cgroups and files.
 func remove(dir string, slot int) error {
 	var errs []error
+	removePodman(dir)
 	removeShimSockets(dir)
 	endProcesses(dir)
 	errs = append(errs, unmountUnder(dir))
@@ -550,7 +582,8 @@ func works(pid int, dir string) bool {
 	}
 	program, _, _ := bytes.Cut(b, []byte{0})
 	switch name := filepath.Base(string(program)); {
-	case name == "dockerd", name == "containerd", name == "runc", name == "docker-proxy":
+	case name == "dockerd", name == "containerd", name == "runc", name == "docker-proxy",
+		name == "podman", name == "conmon", name == "haproxy":
 		return true
 	default:
 		return strings.HasPrefix(name, "containerd-shim")
@@ -650,60 +683,28 @@ func removeCgroups(name string) {
 	}
 }
 
-// Install gets dockerd from Debian's package docker.io if it is missing. What
-// is installed does not start a Docker of its own. It writes to out what it does.
-func Install(ctx context.Context, out io.Writer) error {
-	if dockerd() != "" {
-		return nil
-	}
-	_, err := exec.LookPath("apt-get")
-	if err != nil || os.Geteuid() != 0 {
-		return errors.New("no Docker Engine answers and none can be installed (that needs root and apt-get): start Docker, or set DOCKER_HOST, or install dockerd and run as root")
-	}
-	fmt.Fprintln(out, "engine: installing the package docker.io")
-	// The documented way to keep a package's services from starting.
-	const policy = "/usr/sbin/policy-rc.d"
-	if _, err := os.Lstat(policy); errors.Is(err, os.ErrNotExist) {
-		if err := os.WriteFile(policy, []byte("#!/bin/sh\nexit 101\n"), 0o755); err != nil {
-			return err
-		}
-		defer os.Remove(policy)
-	}
-	var output bytes.Buffer
-	apt := func(args ...string) error {
-		cmd := exec.CommandContext(ctx, "apt-get", args...)
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		cmd.Stdout, cmd.Stderr = &output, &output
-		return cmd.Run()
-	}
-	// An update that fails may still leave lists that know the package.
-	updateErr := apt("-q", "update")
-	if err := apt("-qy", "--no-install-recommends", "install", "docker.io"); err != nil {
-		return fmt.Errorf("install docker.io: %w\n%s", errors.Join(err, updateErr), output.Bytes())
-	}
-	return nil
-}
-
 // Shared is an engine for many users: one that answers, or a private one that
 // is started at the first call of Host and ended by Close.
 type Shared struct {
 	once    sync.Once
 	host    string
+	front   string
 	err     error
 	private *Engine
 }
 
-// Host returns where the engine is.
-func (s *Shared) Host(ctx context.Context) (string, error) {
+// Host returns where the engine is, and its Front.
+func (s *Shared) Host(ctx context.Context) (host, front string, err error) {
 	s.once.Do(func() {
 		if s.host = Find(ctx); s.host != "" {
+			s.front = cmp.Or(os.Getenv(FrontEnv), s.host)
 			return
 		}
 		if s.private, s.err = Start(ctx, Options{}); s.err == nil {
-			s.host = s.private.Host
+			s.host, s.front = s.private.Host, s.private.Front
 		}
 	})
-	return s.host, s.err
+	return s.host, s.front, s.err
 }
 
 // Private says whether the engine was started by Host.

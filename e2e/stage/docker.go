@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -41,6 +42,7 @@ type Docker struct {
 	// Mark is the value of Label on what this test makes.
 	Mark string
 
+	front string // the way to it for updaterd
 	t     TB
 	hosts map[string]bool // registries that images came from
 	names []string        // of the containers that were made
@@ -50,9 +52,9 @@ type Docker struct {
 // or the default socket names, or else a private one.
 func OpenDocker(t TB) *Docker {
 	t.Helper()
-	host, err := shared.engine.Host(context.WithoutCancel(t.Context()))
+	host, front, err := shared.engine.Host(context.WithoutCancel(t.Context()))
 	require.NoError(t, err, "these tests need a Docker Engine: see e2e/engine.sh")
-	d := newDocker(t, host)
+	d := newDocker(t, host, front)
 	t.Cleanup(d.clean)
 	return d
 }
@@ -69,19 +71,41 @@ func StartDocker(t TB, opts engine.Options) *Docker {
 		}
 		require.NoError(t, e.Stop())
 	})
-	d := newDocker(t, e.Host)
+	d := newDocker(t, e.Host, e.Front)
 	d.Engine = e
 	return d
 }
 
-func newDocker(t TB, host string) *Docker {
+func newDocker(t TB, host, front string) *Docker {
 	t.Helper()
+	if about := os.Getenv(engine.AboutEnv); about != "" {
+		note(t, "engine", about)
+	}
 	d := &Docker{
-		Host: host, t: t, hosts: map[string]bool{},
+		Host: host, front: front, t: t, hosts: map[string]bool{},
 		Mark: fmt.Sprintf("%d-%06x", os.Getpid(), rand.N(1<<24)),
 	}
 	d.Client = d.At(host)
 	return d
+}
+
+// note writes an attribute of the test into its log, where a table of all engines
+// is made from it; a program that is no test has none.
+func note(t TB, key, value string) {
+	if test, ok := t.(interface{ Attr(key, value string) }); ok {
+		test.Attr(key, value)
+	}
+}
+
+// NotOn skips a test that proves nothing on a kind of engine, and says why.
+func NotOn(t *testing.T, kind engine.Kind, why string) {
+	t.Helper()
+	if engine.Kind(os.Getenv(engine.KindEnv)) != kind {
+		return
+	}
+	t.Attr("engine", os.Getenv(engine.AboutEnv))
+	t.Attr("does-not-apply", why)
+	t.Skip(why)
 }
 
 // At is a client of the engine by another way, such as a Proxy.

@@ -59,7 +59,7 @@ var version = regexp.MustCompile(`^/v[0-9.]+/`)
 // leaves those of others alone, and on which calls can be seen and spoilt.
 func (d *Docker) Proxy(hooks Hooks) *Proxy {
 	d.t.Helper()
-	network, addr, _ := strings.Cut(d.Host, "://")
+	network, addr, _ := strings.Cut(d.front, "://")
 	// t.TempDir may be too long for a socket.
 	dir, err := os.MkdirTemp("", "updaterd-proxy-")
 	require.NoError(d.t, err)
