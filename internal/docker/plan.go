@@ -186,6 +186,9 @@ func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin)
 		}
 		p.To = p.From
 	}
+	if err := h.permitted(ctx, *p, old); err != nil {
+		return origin{}, err
+	}
 	if !p.Replace {
 		return o, h.itself(ctx, old)
 	}
