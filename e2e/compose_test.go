@@ -545,3 +545,42 @@ func TestComposeOneOffsOfAGroup(t *testing.T) {
 	p.d.Remove(p.Project + "-other")
 	require.Equal(t, "committed", p.pass(0)["vpn"].Outcome)
 }
+
+// TestComposeUpInTheMiddle of a change: Compose takes what the change made for
+// containers of the service, one too many, and keeps the one of the image that
+// the tag stands for. Whatever it does, the service must run in the end.
+func TestComposeUpInTheMiddle(t *testing.T) {
+	const file = `
+services:
+  web:
+    image: ${REGISTRY}/acme/web:stable
+    restart: unless-stopped
+    labels: {updaterd-e2e: "${MARK}", updaterd.enable: "true"}
+`
+	for _, tt := range []struct {
+		name string
+		when func(stage.Call) bool
+		next stage.Behaviour
+	}{
+		{"when the new container has been created", nth("create", 1), stage.Behaviour{}},
+		{"when the old container has been stopped", nth("stop", 1), stage.Behaviour{}},
+		{"when the new container has been started", nth("start", 1), stage.Behaviour{}},
+		{"when a good one is being judged", nth("rename to name", 1), stage.Behaviour{}},
+		{"when a bad one is being judged", nth("rename to name", 1), stage.Behaviour{Exit: ptr(3), ExitAfter: time.Second}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := newProject(t, file)
+			p.push("acme/web", "stable", "v1", stage.Behaviour{})
+			p.Up()
+			p.push("acme/web", "stable", "v2", tt.next)
+			tr := aside(at{after: true, match: tt.when}, func() { p.Up() })
+			p.u.Env[0] = "DOCKER_HOST=" + p.d.Proxy(tr.Hooks).Host
+			p.u.Run("run", "--once", "-o", "json")
+			within(t, time.Second, "the moment", tr.sprung)
+			require.Len(t, p.Containers(), 1)
+			p.d.WaitHealthy(p.Container("web"), 20*time.Second)
+			p.upChangesNothing()
+		})
+	}
+}
