@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -273,10 +274,14 @@ func (h *Host) pullTest(ctx context.Context, ref string, report func(updater.Pro
 		h.log.Warn("image of a test cannot be pulled, the one that is here is used", "image", ref, "err", err)
 		return nil
 	}
+	why := err.Error()
+	if r, ok := errors.AsType[*updater.Refusal](err); ok {
+		why = r.Detail
+	}
 	return &updater.Refusal{
 		// Not the pull's own reason, which would speak of the workload's image.
 		Reason: updater.Surroundings,
-		Detail: fmt.Sprintf("health.test.image %s is not on the engine and cannot be pulled: %v", ref, err), Err: err,
+		Detail: fmt.Sprintf("health.test.image %s is not on the engine and cannot be pulled: %s", ref, why), Err: err,
 	}
 }
 
