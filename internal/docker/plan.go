@@ -341,8 +341,12 @@ func (h *Host) copied(ctx context.Context, b *box, s snapshot) error {
 	}
 	files, err := inParallel(ctx, paths, func(ctx context.Context, path string) (layerFile, error) {
 		stat, err := h.client().ContainerStatPath(ctx, b.ID, path)
-		if err != nil {
+		switch {
+		case err == nil:
+		case told(err) && !cerrdefs.IsPermissionDenied(err):
 			return layerFile{}, nil // gone meanwhile, or not to be read
+		default:
+			return layerFile{}, fmt.Errorf("looking at %s in container %s: %w", path, b.name(), err)
 		}
 		return layerFile{Path: path, Mode: stat.Mode, Modified: stat.Mtime}, nil
 	})
