@@ -111,6 +111,79 @@ func TestSmokeReaches(t *testing.T) {
 	}
 }
 
+// TestSmokeStartFirst: the test is of the new container, while the original still
+// serves beside it. One that fails leaves the original as if nothing had been.
+func TestSmokeStartFirst(t *testing.T) {
+	for _, bad := range []bool{false, true} {
+		t.Run(fmt.Sprintf("bad %v", bad), func(t *testing.T) {
+			t.Parallel()
+			d := stage.OpenDocker(t)
+			// The one that the test must not meet would answer it the other way.
+			old, next := broken("v1"), stage.Image{Version: "v2"}
+			if bad {
+				old, next = stage.Image{Version: "v1"}, broken("v2")
+			}
+			r := newSmoke(t, start{engine: d, image: old, change: func(s *stage.Spec) {
+				own := d.Name("own")
+				d.MakeNetwork(own, network.CreateOptions{})
+				s.Host.NetworkMode = container.NetworkMode(own)
+				s.Config.Labels = map[string]string{"updaterd.start-first": "true"}
+			}}, asks("order"))
+			digest := r.push("latest", next)
+			p := r.through(stage.Hooks{})
+			if bad {
+				require.Equal(t, "restored", r.once(1).Outcome)
+				r.untouched()
+			} else {
+				require.Equal(t, "committed", r.once(0).Outcome)
+				r.updated("v2", digest)
+			}
+			r.ran(1, p)
+		})
+	}
+}
+
+// TestSmokeGroup: where containers move together, one whose test fails takes all
+// of them back, and is the only one to blame.
+func TestSmokeGroup(t *testing.T) {
+	t.Parallel()
+	d, reg := stage.OpenDocker(t), stage.NewRegistry(t, stage.RegistryOptions{})
+	vpn := d.Name("vpn")
+	var vpnRef string
+	r := newSmoke(t, start{engine: d, registry: reg, change: func(s *stage.Spec) {
+		vpnRef = "acme/" + vpn + ":1"
+		reg.Push(vpnRef, stage.Image{Version: "vpn1", Env: []string{"APP_PORT=9090"}})
+		d.Run(stage.Spec{Name: vpn, Config: container.Config{Image: reg.Ref(vpnRef)}})
+		s.Host.NetworkMode = container.NetworkMode("container:" + vpn)
+	}}, asks("order"))
+	// Only what is named so is tested.
+	r.u.WriteConfig(settings + fmt.Sprintf("rules: [{match: {name: %q}, health: {test: {image: %q}}}]\n", r.name, r.image))
+	before := d.Inspect(vpn)
+	reg.Push(vpnRef, stage.Image{Version: "vpn2", Env: []string{"APP_PORT=9090"}})
+	r.push("latest", broken("v2"))
+	p := r.through(stage.Hooks{})
+	res := r.u.Run("run", "--once", "-o", "json")
+	require.Equal(t, 1, res.Code)
+	r.ran(1, p)
+	require.ElementsMatch(t, []string{vpn, r.name}, d.Names())
+	require.Equal(t, before.ID, d.Inspect(vpn).ID)
+	require.Equal(t, r.before.ID, d.Inspect(r.name).ID)
+	for _, e := range r.history() {
+		if e.Workload == "local/"+r.name {
+			require.Equal(t, "bad", e.Verdict, "%+v", e)
+			require.Contains(t, e.Why, "health.test failed")
+		} else {
+			require.NotEqual(t, "bad", e.Verdict, "%+v", e)
+		}
+	}
+	// What was not to blame goes on without it.
+	r.u.Run("run", "--once")
+	r.ran(2, p)
+	require.Contains(t, d.Inspect(vpn).Config.Env, "APP_VERSION=vpn2")
+	require.Equal(t, r.before.Image, d.Inspect(r.name).Image)
+	require.ElementsMatch(t, []string{vpn, r.name}, d.Names())
+}
+
 func TestSmokePasses(t *testing.T) {
 	t.Parallel()
 	r := newSmoke(t, start{}, asks("order"))
