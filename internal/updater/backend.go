@@ -99,9 +99,10 @@ type Applied struct {
 
 // Restoration is what Restore did.
 type Restoration struct {
-	// Copy: an original had been removed by somebody, and this is a copy made
-	// from its record.
+	// Copy: an original had gone, and this is a copy made from its record.
 	Copy bool
+	// Why an original had gone, as a sentence; "": somebody removed it.
+	Why string
 	// Kept: there was no way back (original and record gone): the new side
 	// stays, said loudly.
 	Kept bool

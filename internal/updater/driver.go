@@ -185,6 +185,7 @@ func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger)
 // restore goes back, and checks that what is back is as well as it was.
 func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log *slog.Logger) (Change, bool) {
 	var superseded, kept bool
+	why := "somebody had removed the original"
 	ok := d.insist(lead, stop, log, "restore does not succeed, the workload may be down", func() error {
 		r, err := d.backend.Restore(lead, c)
 		if errors.Is(err, ErrSuperseded) {
@@ -195,6 +196,9 @@ func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log
 			return nil
 		}
 		c.Copy, kept = c.Copy || r.Copy, r.Kept
+		if r.Why != "" {
+			why = r.Why
+		}
 		return err
 	})
 	if !ok {
@@ -221,7 +225,7 @@ func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log
 		}
 	}
 	if c.Copy {
-		c.Why = join(c.Why, "somebody had removed the original, so what is back is a copy of it")
+		c.Why = join(c.Why, why+", so what is back is a copy of it")
 	}
 	return c, true
 }
