@@ -332,6 +332,43 @@ services:
 	require.Equal(t, p.reg.Ref("acme/web:1.1.0"), p.d.Inspect(web).Config.Image, "Compose goes back to what the file says")
 }
 
+// TestComposeAndASharedTag: Compose sees that the tag has moved under what was
+// left alone, as after a pull.
+func TestComposeAndASharedTag(t *testing.T) {
+	t.Parallel()
+	p := newProject(t, `
+x-web: &web
+  image: ${REGISTRY}/acme/web:stable
+services:
+  web:
+    <<: *web
+    labels: {updaterd-e2e: "${MARK}", updaterd.enable: "true"}
+  too:
+    <<: *web
+    labels: {updaterd-e2e: "${MARK}", updaterd.enable: "true"}
+  unwatched:
+    <<: *web
+    labels: {updaterd-e2e: "${MARK}"}
+  ended:
+    <<: *web
+    command: exit 0
+    labels: {updaterd-e2e: "${MARK}", updaterd.enable: "true"}
+`)
+	p.push("acme/web", "stable", "v1", stage.Behaviour{})
+	p.Up()
+	made := p.Containers()
+	p.d.Wait(p.Container("ended"), 10*time.Second, "ended", func(c container.InspectResponse) bool { return !c.State.Running })
+	p.push("acme/web", "stable", "v2", stage.Behaviour{})
+	rows := p.pass(0)
+	require.Equal(t, "committed", rows["web"].Outcome)
+	require.Equal(t, "committed", rows["too"].Outcome)
+	p.fresh(made, "web", "too")
+	before := p.Containers()
+	p.Up()
+	p.fresh(before, "unwatched", "ended")
+	p.upChangesNothing()
+}
+
 // TestComposeOneOffs of "docker compose run" carry the labels of the service's
 // own containers.
 func TestComposeOneOffs(t *testing.T) {
