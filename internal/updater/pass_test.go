@@ -20,17 +20,20 @@ import (
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
-// run starts another container, with an update waiting for it if the image
-// behaves at all.
-func (w *world) run(name string, b backendtest.Behaviour) {
-	w.host.Run(name, name+":1", oldDigest, "always")
+// run starts another container, in the namespaces of those it uses, with an
+// update waiting for it if the image behaves at all.
+func (w *world) run(name string, b backendtest.Behaviour, uses ...string) {
+	w.host.Run(name, name+":1", oldDigest, "always", uses...)
 	w.registry.Publish(name+":1", oldDigest)
 	if b != "" {
-		digest := "sha256:new-of-" + name
+		digest := newOf(name)
 		w.host.Image(digest, b)
 		w.registry.Publish(name+":1", digest)
 	}
 }
+
+// newOf is the digest of the update of a container that was started with run.
+func newOf(name string) string { return "sha256:new-of-" + name }
 
 func (w *world) row(rows []updater.Row, id string) updater.Row {
 	w.t.Helper()
