@@ -80,31 +80,73 @@ func (h *Host) Observe(ctx context.Context, c updater.Change, part int, s update
 // removes when it ends (--rm) leaves its exit code in the engine's events.
 func (h *Host) vanished(ctx context.Context, p piece, fresh bool) updater.Observation {
 	gone := updater.Observation{Gone: true}
-	if !p.Fleeting || !fresh || p.made == "" {
+	if !p.Fleeting || !fresh {
 		return gone
 	}
-	code, err := h.exitOf(ctx, p.made)
-	if err != nil {
+	e, err := h.endOf(ctx, p)
+	switch {
+	case err != nil:
 		h.log.Debug("engine does not tell how a container ended", "workload", p.Workload, "err", err)
 		return gone
+	case e.killed:
+		return gone
 	}
-	return updater.Observation{ExitCode: code}
+	return updater.Observation{ExitCode: e.code, OOMKilled: e.oom}
 }
 
-// exitOf is the exit code of a container that has gone.
-func (h *Host) exitOf(ctx context.Context, id string) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+// fleetingFault is the fault of a new container that the engine removed because
+// it had ended; nil if that is not what became of it.
+func (h *Host) fleetingFault(ctx context.Context, p piece) error {
+	if !p.Fleeting {
+		return nil
+	}
+	e, err := h.endOf(ctx, p)
+	if err != nil || e.killed {
+		return nil // what nobody knows speaks against nobody
+	}
+	return &updater.Fault{Verdict: updater.Bad, Workload: p.Workload,
+		Err: fmt.Errorf("it exited with code %d right after its start", e.code)}
+}
+
+// end is how a container ended that is not there any more.
+type end struct {
+	code int
+	oom  bool
+	// killed: somebody had the engine send it a signal, to stop or remove it.
+	killed bool
+}
+
+// endLimit is how long the engine may take to tell of something that is over. It
+// keeps a few hundred events, and does not say which is the last.
+const endLimit = 3 * time.Second
+
+// endOf asks the engine's events how the new container ended. They are found by
+// its labels, since a crash may have come before its id was written down.
+func (h *Host) endOf(ctx context.Context, p piece) (end, error) {
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
 	seen, failed := h.client().Events(ctx, events.ListOptions{
-		Since: "0", Until: strconv.FormatInt(time.Now().Unix(), 10),
-		Filters: filters.NewArgs(filters.Arg("container", id), filters.Arg("event", "die")),
+		Since: "0", // all that it remembers
+		Filters: filters.NewArgs(
+			filters.Arg("label", labelReplaces+"="+p.ID), filters.Arg("label", labelChange+"="+p.change),
+			filters.Arg("event", "kill"), filters.Arg("event", "oom"), filters.Arg("event", "die")),
 	})
+	var e end
 	for {
 		select {
-		case e := <-seen:
-			return strconv.Atoi(e.Actor.Attributes["exitCode"])
+		case m := <-seen:
+			switch m.Action {
+			case events.ActionKill:
+				e.killed = true
+			case events.ActionOOM:
+				e.oom = true
+			case events.ActionDie:
+				var err error
+				e.code, err = strconv.Atoi(m.Actor.Attributes["exitCode"])
+				return e, err
+			}
 		case err := <-failed:
-			return 0, err
+			return end{}, err
 		}
 	}
 }

@@ -175,7 +175,7 @@ func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin)
 	o := origin{
 		Name: name, ID: old.ID, Image: old.Image, Policy: old.HostConfig.RestartPolicy,
 		Settled: settled(old), Restarts: old.RestartCount, StartedAt: old.State.StartedAt,
-		Fleeting: old.HostConfig.AutoRemove, Overlap: p.Settings.StartFirst && asked && !p.Idle,
+		Fleeting: old.HostConfig.AutoRemove && !p.Idle, Overlap: p.Settings.StartFirst && !p.Idle,
 	}
 	if p.Idle {
 		o.Status = string(status)

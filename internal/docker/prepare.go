@@ -259,6 +259,9 @@ func (h *Host) label(spec *creation, p piece, all []piece, until time.Time) {
 	if p.Idle {
 		labels[labelIdle] = p.Status
 	}
+	if p.Overlap {
+		labels[labelStartFirst] = "true"
+	}
 	if len(restarted) > 0 {
 		labels[labelRestarts] = strings.Join(restarted, ",")
 	}

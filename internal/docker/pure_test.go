@@ -324,6 +324,11 @@ func TestTracesThatChangesLeave(t *testing.T) {
 		"a live change of another installation":         {[]container.Summary{c("old", "web.updaterd-old", down, nil), c("new", "web", up, ours(labelOwner, "you"))}, ""},
 		"a dead change of another installation":         {[]container.Summary{c("old", "web.updaterd-old", down, nil), c("new", "web", up, ours(labelOwner, "you", labelUntil, now.Add(-time.Minute).Format(time.RFC3339)))}, updater.Judging},
 		"a change of another whose time cannot be read": {[]container.Summary{c("old", "web.updaterd-old", down, nil), c("new", "web", up, ours(labelOwner, "you", labelUntil, "soon"))}, updater.Judging},
+		"an idle one in its place":                      {[]container.Summary{c("old", "web.updaterd-old", down, nil), c("new", "web", container.StateCreated, ours(labelIdle, "exited"))}, updater.Judging},
+		"an idle one, no name changed":                  {[]container.Summary{c("old", "web", container.StatePaused, nil), c("new", "web.updaterd-new", container.StateCreated, ours(labelIdle, "paused"))}, updater.Restoring},
+		"started first, both serve":                     {[]container.Summary{c("old", "web", up, nil), c("new", "web.updaterd-new", up, ours(labelStartFirst, "true"))}, updater.Restoring},
+		"started first, the original set aside":         {[]container.Summary{c("old", "web.updaterd-old", up, nil), c("new", "web.updaterd-new", up, ours(labelStartFirst, "true"))}, updater.Restoring},
+		"started first and in its place, which is late": {[]container.Summary{c("old", "web.updaterd-old", up, nil), c("new", "web", up, ours(labelStartFirst, "true"))}, updater.Committing},
 		"a change that the journal knows":               {[]container.Summary{c("old", "web.updaterd-old", down, nil), c("new", "web", up, ours(labelChange, "known"))}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -55,7 +55,7 @@ func refuseOverlap(s snapshot, parts int) error {
 	h := was.HostConfig
 	switch {
 	case parts > 1:
-		return unsupported("start-first: other containers use this one and must move along; take the setting away", nil)
+		return unsupported("start-first: it moves together with other containers; take the setting away", nil)
 	case h.AutoRemove:
 		return unsupported("start-first: it is run with --rm; take the setting away, or that", nil)
 	case h.NetworkMode.IsHost(), h.NetworkMode.IsContainer():
@@ -77,7 +77,7 @@ func refuseOverlap(s snapshot, parts int) error {
 		if e == nil {
 			continue
 		}
-		if c := e.IPAMConfig; c != nil && (c.IPv4Address != "" || c.IPv6Address != "") {
+		if c := e.IPAMConfig; c != nil && (c.IPv4Address != "" || c.IPv6Address != "" || len(c.LinkLocalIPs) > 0) {
 			return cannot("it has a fixed address in network %s", name)
 		}
 		if universal(e.MacAddress) {

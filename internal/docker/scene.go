@@ -39,7 +39,10 @@ const (
 	// labelIdle is on a new container that is not to be started: the state that
 	// the original is in.
 	labelIdle = labelPrefix + "idle"
-	// labelCopy is on a copy of an original that somebody removed: id of the change.
+	// labelStartFirst is on a new container that runs beside its original until
+	// it has passed the gate.
+	labelStartFirst = labelPrefix + "start-first"
+	// labelCopy is on a copy of an original that has gone: id of the change.
 	labelCopy = labelPrefix + "copy"
 )
 
@@ -71,8 +74,8 @@ type origin struct {
 	NewImage bool `json:"new-image,omitempty"`
 	// Status is the state that an idle part was in.
 	Status string `json:"status,omitempty"`
-	// Fleeting: the engine removes the original when it stops (--rm), so that the
-	// way back is a copy.
+	// Fleeting: the engine removes the original as soon as it is stopped (--rm),
+	// so that the way back is a copy.
 	Fleeting bool `json:"fleeting,omitempty"`
 	// Overlap: the original goes on until the new one has passed the gate.
 	Overlap bool `json:"overlap,omitempty"`
@@ -198,6 +201,7 @@ const (
 
 	swap      step = "swap" // policy off, stop, start, both renames
 	stopOld   step = "stop the original"
+	awaitOld  step = "wait until the engine has removed the original"
 	renameOld step = "set the original aside"
 	renameNew step = "give the new one its name"
 
@@ -271,6 +275,8 @@ func forward(s scene) step {
 		return undone
 	case s.old.running:
 		return stopOld
+	case s.old.place == asName && s.fleeting:
+		return awaitOld
 	case s.old.place == asName:
 		return renameOld
 	default:
@@ -286,7 +292,7 @@ func forwardAll(all []scene) (int, step) {
 	for i, s := range slices.Backward(all) {
 		next[forward(s)] = i // the first one of each
 	}
-	for _, st := range []step{superseded, undone, unprepared, swap, stopOld, renameOld, renameNew} {
+	for _, st := range []step{superseded, undone, unprepared, swap, stopOld, awaitOld, renameOld, renameNew} {
 		if i, ok := next[st]; ok {
 			return i, st
 		}
@@ -341,7 +347,7 @@ func backward(s scene) step {
 		switch {
 		case !s.new.there():
 			return superseded
-		case s.new.place == asNew && !s.new.running:
+		case s.new.place == asNew && !s.new.running && !s.idle:
 			return startNew
 		case s.new.place == asNew:
 			return renameNew
@@ -353,6 +359,8 @@ func backward(s scene) step {
 		return stopNew
 	case s.old.place != asName:
 		return showOld
+	case s.fleeting && s.old.started && !s.old.running:
+		return awaitOld
 	case !s.idle && !s.hasPolicy():
 		return restorePolicy
 	case !s.idle && !s.old.running:
@@ -370,7 +378,7 @@ var backwards = []struct {
 	step    step
 	reverse bool
 }{
-	{hideNew, false}, {stopNew, true}, {showOld, false}, {dropOld, true}, {copyOld, false},
+	{hideNew, false}, {stopNew, true}, {awaitOld, false}, {showOld, false}, {dropOld, true}, {copyOld, false},
 	{restorePolicy, false}, {startNew, false}, {renameNew, false}, {startOld, false}, {removeNew, true},
 }
 

@@ -68,6 +68,8 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 			wary = false
 		case stopOld:
 			err = h.stop(ctx, b[i].old, p.Settings.StopTimeout)
+		case awaitOld:
+			err = h.waitGone(ctx, b[i].old)
 		case renameOld:
 			err = h.rename(ctx, b[i].old, p.Name+suffixOld)
 		case renameNew:
@@ -85,6 +87,9 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 			}
 			return updater.Applied{}, fmt.Errorf("container %s: going back had already begun", p.Name)
 		case unprepared:
+			if fault := h.fleetingFault(ctx, p); fault != nil {
+				return updater.Applied{}, fault
+			}
 			return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it (docker container prune?)", p.Name+suffixNew)
 		}
 		if err != nil {
@@ -181,7 +186,11 @@ func (h *Host) swap(ctx context.Context, all []piece, b []boxes, wary bool) (gap
 	}
 	for i, p := range all {
 		if p.Replace && !p.Overlap && b[i].new.name() != p.Name {
-			if err := h.renameLively(ctx, b[i].new, p.Name, true); err != nil {
+			err := h.renameLively(ctx, b[i].new, p.Name, true)
+			if err != nil && p.Fleeting && isGone(err) {
+				return gap, nil // it has ended already: the next look tells how
+			}
+			if err != nil {
 				return 0, err
 			}
 		}
@@ -293,7 +302,12 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 		case hideNew:
 			err = h.renameLively(ctx, b[i].new, p.Name+suffixNew, false)
 		case stopNew:
-			err = h.stop(ctx, b[i].new, p.Settings.StopTimeout)
+			if p.Overlap {
+				err = h.detach(ctx, b[i].new) // or requests would be led to it while it ends
+			}
+			if err == nil {
+				err = h.stop(ctx, b[i].new, p.Settings.StopTimeout)
+			}
 		case startNew:
 			err = h.start(ctx, b[i].new)
 		case renameNew:
@@ -308,6 +322,8 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 			}
 		case dropOld:
 			err = h.remove(ctx, b[i].old)
+		case awaitOld:
+			err = h.waitGone(ctx, b[i].old)
 		case copyOld:
 			err = h.copyOriginal(ctx, p, all, b)
 		case removeNew:
@@ -355,6 +371,9 @@ func (h *Host) restored(ctx context.Context, c updater.Change, all []piece, scen
 			}
 		}
 		r.Copy = r.Copy || b[i].copied
+		if b[i].copied && p.Fleeting {
+			r.Why = "the engine had removed the original when it was stopped, as one run with --rm"
+		}
 		h.tidy(ctx, c, p, "")
 	}
 	return r, errors.Join(errs...)
@@ -417,12 +436,12 @@ func (h *Host) retire(ctx context.Context, p piece, s *scene, b boxes) error {
 		return nil // the original stays
 	}
 	if s.old.place == asName {
-		if err := h.rename(ctx, b.old, p.Name+suffixOld); err != nil {
+		if err := h.renameLively(ctx, b.old, p.Name+suffixOld, false); err != nil {
 			return err
 		}
 	}
 	if s.new.place == asNew {
-		if err := h.rename(ctx, b.new, p.Name); err != nil {
+		if err := h.renameLively(ctx, b.new, p.Name, true); err != nil {
 			return err
 		}
 		s.new.place = asName
@@ -430,14 +449,30 @@ func (h *Host) retire(ctx context.Context, p piece, s *scene, b boxes) error {
 	if b.old == nil || !b.old.running() {
 		return nil
 	}
-	if b.old.NetworkSettings != nil {
-		for name := range b.old.NetworkSettings.Networks {
-			if err := h.disconnect(ctx, b.old, name); err != nil {
-				return err
-			}
-		}
+	if err := h.detach(ctx, b.old); err != nil {
+		return err
 	}
 	return h.stop(ctx, b.old, p.Settings.StopTimeout)
+}
+
+// detach takes a container off all its networks, so that their names for it lead
+// nobody there. An engine takes them back only once its program has ended.
+func (h *Host) detach(ctx context.Context, b *box) error {
+	if b.NetworkSettings == nil || b.HostConfig.NetworkMode.IsNone() {
+		return nil
+	}
+	for name := range b.NetworkSettings.Networks {
+		err := h.disconnect(ctx, b, name)
+		if told(err) {
+			// Between two restarts it is in none. It is stopped next all the same.
+			h.log.Debug("container cannot be taken off a network", "workload", h.name+"/"+b.name(), "err", err)
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (h *Host) commit(ctx context.Context, c updater.Change, p piece, s scene, b boxes) error {
@@ -523,7 +558,7 @@ func (h *Host) copyOriginal(ctx context.Context, p piece, all []piece, b []boxes
 	}
 	return h.lend(ctx, tag, p.Image, func() error {
 		if _, err := h.createAs(ctx, p.Name, spec); err != nil {
-			return fmt.Errorf("copying the original, which somebody removed: %w", err)
+			return fmt.Errorf("copying the original, which has gone: %w", err)
 		}
 		return nil
 	})
@@ -606,8 +641,7 @@ func (h *Host) setPolicy(ctx context.Context, b *box, p container.RestartPolicy)
 func (h *Host) disconnect(ctx context.Context, b *box, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, changeLimit)
 	defer cancel()
-	err := h.client().NetworkDisconnect(ctx, name, b.ID, true)
-	if err != nil && !cerrdefs.IsNotFound(err) {
+	if err := h.client().NetworkDisconnect(ctx, name, b.ID, true); err != nil {
 		return fmt.Errorf("disconnecting container %s from network %s: %w", b.name(), name, err)
 	}
 	return nil
@@ -677,6 +711,8 @@ func endedByItself(b *box, podman bool) bool {
 
 // waitGone waits until a removal that somebody else began is over.
 func (h *Host) waitGone(ctx context.Context, b *box) error {
+	ctx, cancel := context.WithTimeout(ctx, removeLimit)
+	defer cancel()
 	for {
 		now, err := h.inspect(ctx, b.ID)
 		if err != nil || now == nil {

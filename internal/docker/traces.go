@@ -29,8 +29,8 @@ import (
 // An original under a name that a person gave it, beside a new one named X, is
 // that person's decision: nothing is under way then. A group is over when all of
 // it is, was being committed when some of it is, and is judged again only if all
-// of it is to be. An original that was taken off its networks was being retired:
-// that, too, comes after the gate.
+// of it is to be. Where the new one was started first, names change only after
+// the gate, so then "to be judged again" is being committed, too.
 func (h *Host) Traces(ctx context.Context, known map[string]bool) ([]updater.Change, error) {
 	if _, err := h.connect(ctx); err != nil {
 		return nil, err
@@ -149,8 +149,10 @@ func traceIn(change string, made []container.Summary, byID map[string]container.
 			dropped = true
 		case nameOf(o) == name+suffixOld:
 			open = true
-			retired = retired || detached(o, n)
-			if n.State != container.StateRunning && n.Labels[labelIdle] == "" {
+			switch {
+			case n.Labels[labelStartFirst] != "":
+				retired = true
+			case n.State != container.StateRunning && n.Labels[labelIdle] == "":
 				t.phase = updater.Restoring
 			}
 		case len(replaced) == 1:
@@ -161,20 +163,6 @@ func traceIn(change string, made []container.Summary, byID map[string]container.
 		t.phase = updater.Committing
 	}
 	return t, open && len(t.parts) > 0
-}
-
-// detached reports whether an original was taken off a network that its
-// replacement is in.
-func detached(old, new container.Summary) bool {
-	if old.NetworkSettings == nil || new.NetworkSettings == nil {
-		return false
-	}
-	for name := range new.NetworkSettings.Networks {
-		if _, ok := old.NetworkSettings.Networks[name]; !ok {
-			return true
-		}
-	}
-	return false
 }
 
 // tracedStable is how long a new container whose record is lost must stay
@@ -255,8 +243,9 @@ func (h *Host) tracedPart(ctx context.Context, t traceOf) (*updater.Part, origin
 	}
 	if new != nil {
 		// The new container was created with the original's policy.
-		o.Policy, o.Fleeting = new.HostConfig.RestartPolicy, new.HostConfig.AutoRemove
-		p.Idle = new.label(labelIdle) != ""
+		o.Policy, o.Status = new.HostConfig.RestartPolicy, new.label(labelIdle)
+		p.Idle, o.Overlap = o.Status != "", new.label(labelStartFirst) != ""
+		o.Fleeting = new.HostConfig.AutoRemove && !p.Idle
 		if p.To, err = h.runs(ctx, new); err != nil {
 			return nil, origin{}, time.Time{}, err
 		}
