@@ -135,7 +135,7 @@ func built(ctx context.Context, sources string, out io.Writer) (string, error) {
 		{name: "containerd", tags: "netgo osusergo no_btrfs no_zfs no_devmapper no_cri", flags: "-s -w"},
 		{name: "moby", tags: "netgo osusergo", flags: "-s -w", path: "github.com/moby/moby/v2", version: "github.com/moby/moby/v2/dockerversion.Version"},
 	}
-	cache, err := cacheDir()
+	cache, err := Cache("engines")
 	if err != nil {
 		return "", err
 	}
@@ -210,16 +210,17 @@ func (m module) build(ctx context.Context, source, into string) error {
 	return err
 }
 
-// cacheDir is where built engines are kept.
-func cacheDir() (string, error) {
+// Cache makes the directory of this name for large programs that are built once
+// on a machine: below updaterd in $UPDATERD_CACHE, or in the user's cache.
+func Cache(name string) (string, error) {
 	base := os.Getenv("UPDATERD_CACHE")
 	if base == "" {
 		var err error
 		if base, err = os.UserCacheDir(); err != nil {
-			return "", fmt.Errorf("find a place for built engines: set UPDATERD_CACHE: %w", err)
+			return "", fmt.Errorf("find a place for what is built: set UPDATERD_CACHE: %w", err)
 		}
 	}
-	dir := filepath.Join(base, "updaterd", "engines")
+	dir := filepath.Join(base, "updaterd", name)
 	return dir, os.MkdirAll(dir, 0o755)
 }
 

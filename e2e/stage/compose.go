@@ -20,6 +20,7 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/stretchr/testify/require"
+	"github.com/updaterd/updaterd/e2e/engine"
 )
 
 // Compose is a project of the real Docker Compose on an engine: a directory with
@@ -173,7 +174,7 @@ func ComposeBin() (string, error) {
 		return "", err
 	}
 	dir = filepath.Join(dir, "compose")
-	cache, err := cacheDir()
+	cache, err := engine.Cache("compose")
 	if err != nil {
 		return "", err
 	}
@@ -186,7 +187,7 @@ func ComposeBin() (string, error) {
 		}
 		sum.Write(b)
 	}
-	out := filepath.Join(cache, "docker-compose-"+hex.EncodeToString(sum.Sum(nil))[:12])
+	out := filepath.Join(cache, "docker-compose-"+hex.EncodeToString(sum.Sum(nil)[:8]))
 	if _, err := os.Stat(out); err == nil || !errors.Is(err, os.ErrNotExist) {
 		return out, err
 	}
@@ -202,18 +203,4 @@ func ComposeBin() (string, error) {
 		return "", err
 	}
 	return out, os.Rename(built, out)
-}
-
-// cacheDir is where large programs that tests need are kept between runs:
-// $UPDATERD_CACHE, or updaterd in the user's cache directory.
-func cacheDir() (string, error) {
-	dir := os.Getenv("UPDATERD_CACHE")
-	if dir == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return "", fmt.Errorf("no place to keep what is built: set UPDATERD_CACHE: %w", err)
-		}
-		dir = filepath.Join(user, "updaterd")
-	}
-	return dir, os.MkdirAll(dir, 0o755)
 }
