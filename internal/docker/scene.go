@@ -188,6 +188,9 @@ type scene struct {
 	// orphaned: the original cannot be started any more, because the one of a
 	// container that it uses has gone.
 	orphaned bool
+	// stranded: the original cannot be started, because that of a container that
+	// it uses stands behind somebody else's.
+	stranded bool
 }
 
 // step is one thing to do to the engine. Each leads to another scene, from
@@ -290,7 +293,11 @@ func forward(s scene) step {
 func forwardAll(all []scene) (int, step) {
 	next := map[step]int{}
 	for i, s := range slices.Backward(all) {
-		next[forward(s)] = i // the first one of each
+		st := forward(s)
+		if _, ok := next[st]; ok && st == stopOld {
+			continue // what uses others ends before these
+		}
+		next[st] = i
 	}
 	for _, st := range []step{superseded, undone, unprepared, swap, stopOld, awaitOld, renameOld, renameNew} {
 		if i, ok := next[st]; ok {
@@ -327,6 +334,8 @@ func backward(s scene) step {
 			return superseded
 		}
 		return done
+	case s.stranded && !s.old.there():
+		return superseded // a copy could not be started either
 	case s.orphaned && s.copyable && s.old.there():
 		switch {
 		case s.new.place == asName:
@@ -363,10 +372,12 @@ func backward(s scene) step {
 		return awaitOld
 	case !s.idle && !s.hasPolicy():
 		return restorePolicy
-	case !s.idle && !s.old.running:
+	case !s.idle && !s.old.running && !s.stranded:
 		return startOld
 	case s.new.there():
 		return removeNew
+	case !s.idle && !s.old.running:
+		return superseded
 	}
 	return done
 }
@@ -434,6 +445,7 @@ func (h *Host) look(ctx context.Context, all []piece) ([]scene, []boxes, error) 
 	if err != nil {
 		return nil, nil, err
 	}
+	orphaned, stranded := lostOnes(all, casts)
 	scenes := make([]scene, len(all))
 	for i, p := range all {
 		if !p.Replace {
@@ -443,7 +455,8 @@ func (h *Host) look(ctx context.Context, all []piece) ([]scene, []boxes, error) 
 		b := casts[i]
 		s := scene{
 			old: b.side(b.old, p.Name), new: b.side(b.new, p.Name), other: b.other != nil, wanted: p.Policy,
-			idle: p.Idle, fleeting: p.Fleeting, overlap: p.Overlap, orphaned: orphaned(p, all, casts),
+			idle: p.Idle, fleeting: p.Fleeting, overlap: p.Overlap,
+			orphaned: orphaned[i], stranded: stranded[i],
 		}
 		if h.isPodman() && b.old != nil {
 			// Its policy cannot be changed there and never was.
@@ -471,21 +484,42 @@ func (h *Host) find(ctx context.Context, p piece) (boxes, error) {
 	return cast(p, found), nil
 }
 
-// orphaned reports whether an original uses another of the change which is not
-// there any more.
-func orphaned(p piece, all []piece, casts []boxes) bool {
-	i := slices.IndexFunc(all, func(other piece) bool { return other.ID == p.ID })
-	old := casts[i].old
-	if old == nil || casts[i].copied {
-		return false
-	}
-	for j, other := range all {
-		gone := other.Replace && (casts[j].old == nil || casts[j].copied)
-		if gone && slices.ContainsFunc(references(old.HostConfig), func(ref string) bool { return other.meantBy(ref) }) {
-			return true
+// lostOnes says of each original whether it is orphaned, and whether it is
+// stranded. What uses a stranded one is.
+func lostOnes(all []piece, casts []boxes) (orphaned, stranded []bool) {
+	orphaned, stranded = make([]bool, len(all)), make([]bool, len(all))
+	for i, p := range all { // in start order
+		refs := p.uses(casts[i])
+		for j, other := range all[:i] {
+			if !other.Replace || !slices.ContainsFunc(refs, other.meantBy) {
+				continue
+			}
+			there := casts[j].old
+			switch {
+			case casts[j].other != nil:
+				stranded[i] = stranded[i] || there == nil || !there.running()
+			case there == nil, casts[j].copied:
+				orphaned[i] = orphaned[i] || casts[i].old != nil && !casts[i].copied
+			}
+			stranded[i] = stranded[i] || stranded[j]
 		}
+		orphaned[i] = orphaned[i] && !stranded[i]
 	}
-	return false
+	return orphaned, stranded
+}
+
+// uses are the containers that the original uses. An engine forgets a link to a
+// container that is removed; the record does not.
+func (p piece) uses(b boxes) []string {
+	var refs []string
+	if b.old != nil && !b.copied {
+		refs = references(b.old.HostConfig)
+	}
+	var was inspected
+	if p.Snapshot != nil && json.Unmarshal(p.Snapshot.Container, &was) == nil && was.HostConfig != nil {
+		refs = append(refs, references(was.HostConfig)...)
+	}
+	return refs
 }
 
 // meantBy reports whether a reference to a container is to the original.
