@@ -39,6 +39,9 @@ type Harness struct {
 	// from 1, before or after it was done, and reports whether it came to that.
 	// With 0 nothing fails any more.
 	Fail func(n int, done bool) (struck func() bool)
+	// Stride thins the calls that are made to fail in a group, for a backend where
+	// each takes seconds: with 3, every third. 0 is every one.
+	Stride int
 }
 
 // Run holds a backend to the contract of updater.Backend.

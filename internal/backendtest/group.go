@@ -335,9 +335,9 @@ func (c contract) groupOriginalRemoved(t *testing.T) {
 }
 
 func (c contract) groupFailures(t *testing.T) {
-	for _, done := range []bool{false, true} {
+	for i, done := range []bool{false, true} {
 		struck := func() bool { return true }
-		for n := 1; struck(); n++ {
+		for n := 1 + i%max(1, c.Stride); struck(); n += max(1, c.Stride) {
 			t.Run(fmt.Sprintf("call %d, done %v", n, done), func(t *testing.T) {
 				name := fmt.Sprintf("gfails%d%v", n, done)
 				b := c.Backend(t)
@@ -368,9 +368,9 @@ func (c contract) groupFailures(t *testing.T) {
 }
 
 func (c contract) groupFailingRestore(t *testing.T) {
-	for _, done := range []bool{false, true} {
+	for i, done := range []bool{false, true} {
 		struck := func() bool { return true }
-		for n := 1; struck(); n++ {
+		for n := 1 + i%max(1, c.Stride); struck(); n += max(1, c.Stride) {
 			t.Run(fmt.Sprintf("call %d, done %v", n, done), func(t *testing.T) {
 				name := fmt.Sprintf("gnorestore%d%v", n, done)
 				b := c.Backend(t)
@@ -395,7 +395,7 @@ func (c contract) groupFailingRestore(t *testing.T) {
 func (c contract) groupTraces(t *testing.T) {
 	struck := func() bool { return true }
 	seen := map[updater.Phase]bool{}
-	for n := 1; struck(); n++ {
+	for n := 1; struck(); n += max(1, c.Stride) {
 		t.Run(fmt.Sprintf("after call %d", n), func(t *testing.T) {
 			name := fmt.Sprintf("gtraced%d", n)
 			b := c.Backend(t)

@@ -1,6 +1,8 @@
 package docker
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,19 +27,41 @@ func TestContract(t *testing.T) {
 		}),
 		backendtest.CannotStart: r.image(t, "cannotstart", func(c *v1.Config) { c.Entrypoint = []string{"/nope"} }),
 	}
+	// Each workload has a tag of its own, as if its image had been pushed again
+	// there.
+	start := func(t *testing.T, name, in string) {
+		r.push(t, name, r.images["good-1"])
+		r.pull(t, name)
+		r.run(t, name, r.repo+":"+name, func(c *container.Config, h *container.HostConfig) {
+			c.Labels = map[string]string{"team": "blue"}
+			h.RestartPolicy.Name = container.RestartPolicyAlways
+			if in != "" {
+				h.NetworkMode = container.NetworkMode("container:" + r.name(in))
+			}
+		})
+	}
 	backendtest.Run(t, backendtest.Harness{
 		Backend: func(t *testing.T) updater.Backend { return r.backend(t) },
 		Start: func(t *testing.T, name string, to backendtest.Behaviour) updater.Change {
-			// Each workload has a tag of its own, as if its image had been
-			// pushed again there.
-			r.push(t, name, r.images["good-1"])
-			r.pull(t, name)
-			r.run(t, name, r.repo+":"+name, func(c *container.Config, h *container.HostConfig) {
-				c.Labels = map[string]string{"team": "blue"}
-				h.RestartPolicy.Name = container.RestartPolicyAlways
-			})
+			start(t, name, "")
 			require.Contains(t, digests, to)
 			return r.change(name, name, name, digests[to])
+		},
+		StartGroup: func(t *testing.T, name string, to map[string]backendtest.Behaviour) updater.Change {
+			start(t, name, "")
+			start(t, name+"-a", name)
+			start(t, name+"-b", name)
+			var c updater.Change
+			for _, n := range slices.Sorted(maps.Keys(to)) {
+				require.Contains(t, digests, to[n])
+				one := r.change(n, n, n, digests[to[n]])
+				one.Parts = append(c.Parts, one.Parts...)
+				c = one
+			}
+			return c
+		},
+		Stop: func(t *testing.T, name string) {
+			require.NoError(t, r.cli.ContainerStop(t.Context(), r.name(name), container.StopOptions{}))
 		},
 		Look:      r.look,
 		Leftovers: func(t *testing.T, name string) []string { return r.containersBeside(t, name) },
@@ -50,6 +74,7 @@ func TestContract(t *testing.T) {
 			r.remove(t, r.name(name))
 			r.run(t, name, r.repo+":good-1", nil)
 		},
-		Fail: r.failNth,
+		Fail:   r.failNth,
+		Stride: 4, // TestGroupCrashes comes to the others
 	})
 }

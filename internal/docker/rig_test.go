@@ -299,11 +299,38 @@ func (r *rig) look(t *testing.T, name string) string {
 	require.NoError(t, err)
 	maps.DeleteFunc(c.Config.Labels, func(k, _ string) bool { return strings.HasPrefix(k, labelPrefix) })
 	c.Config.Hostname = ""
+	r.nameOthers(t, c.HostConfig)
 	text, err := json.MarshalIndent(map[string]any{
 		"image": c.Image, "running": c.State.Running || c.State.Restarting, "config": c.Config, "host": c.HostConfig,
 	}, "", " ")
 	require.NoError(t, err)
 	return string(text)
+}
+
+// nameOthers writes the names of the containers that one uses for their ids.
+func (r *rig) nameOthers(t *testing.T, h *container.HostConfig) {
+	t.Helper()
+	named := func(ref string) string {
+		c, err := r.cli.ContainerInspect(t.Context(), ref)
+		if cerrdefs.IsNotFound(err) {
+			return "gone"
+		}
+		require.NoError(t, err)
+		return strings.TrimPrefix(c.Name, "/")
+	}
+	mode := func(m string) string {
+		if ref, ok := strings.CutPrefix(m, "container:"); ok {
+			return "container:" + named(ref)
+		}
+		return m
+	}
+	h.NetworkMode = container.NetworkMode(mode(string(h.NetworkMode)))
+	h.IpcMode = container.IpcMode(mode(string(h.IpcMode)))
+	h.PidMode = container.PidMode(mode(string(h.PidMode)))
+	for i, v := range h.VolumesFrom {
+		ref, rest, _ := strings.Cut(v, ":")
+		h.VolumesFrom[i] = named(ref) + ":" + rest
+	}
 }
 
 // leftovers are the containers and tags that a change of a workload left.
