@@ -33,10 +33,11 @@ type Change struct {
 	// Culprit is the part that the verdict bad speaks of; "" when that is unknown.
 	Culprit string `json:"culprit,omitempty"`
 	// Why is the sentence that goes with the verdict or the refusal, Reason its
-	// word where there is one, Logs the last lines the condemned image wrote.
+	// word where there is one, Logs the last lines that the part LogsOf wrote.
 	Why    string `json:"why,omitempty"`
 	Reason Reason `json:"reason,omitempty"`
 	Logs   string `json:"logs,omitempty"`
+	LogsOf string `json:"logs-of,omitempty"`
 	// Disturbed is set before Apply is first called: from then on what runs may
 	// have been touched, and going back is verified.
 	Disturbed bool `json:"disturbed,omitempty"`

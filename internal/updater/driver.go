@@ -106,10 +106,9 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 			c.Superseded = true
 			return goBack(c, "", err.Error()), true
 		case err != nil:
-			if f, ok := errors.AsType[*Fault](err); ok {
-				c.Culprit = f.Workload
-			}
-			return goBack(c, blame(err), err.Error()), true
+			v, culprit := blame(err)
+			c.Culprit = culprit
+			return goBack(c, v, err.Error()), true
 		}
 		c.Mark, c.Gap, c.Phase = applied.Mark, applied.Gap, Judging
 		return c, true
@@ -127,7 +126,7 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 			return c, false
 		case Good:
 		default:
-			c.Logs, c.Culprit = r.logs, r.part
+			c.Logs, c.LogsOf, c.Culprit = r.logs, r.part, r.part
 			return goBack(c, r.verdict, r.said(c)), true
 		}
 		c.Verdict, c.Why, c.Phase = Good, "", Committing
@@ -178,8 +177,9 @@ func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger)
 		c.Reason = r.Reason
 		return goBack(c, Unclear, r.Detail)
 	}
-	c.Reason = Surroundings
-	return goBack(c, blame(err), err.Error())
+	v, culprit := blame(err)
+	c.Reason, c.Culprit = Surroundings, culprit
+	return goBack(c, v, err.Error())
 }
 
 // restore goes back, and checks that what is back is as well as it was.
@@ -220,7 +220,7 @@ func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log
 		case Good:
 			c.Phase = Restored
 		default:
-			c.Phase, c.Logs = Failed, r.logs
+			c.Phase, c.Logs, c.LogsOf = Failed, r.logs, r.part
 			c.Why = join(c.Why, "it is back but not healthy as it had been: "+r.said(c))
 		}
 	}
@@ -458,12 +458,13 @@ func join(why, more string) string {
 	return why + "; " + more
 }
 
-// blame is whom an effect's error speaks against.
-func blame(err error) Verdict {
+// blame is whom an effect's error speaks against: the verdict, and the workload
+// where it is known.
+func blame(err error) (v Verdict, workload string) {
 	if f, ok := errors.AsType[*Fault](err); ok {
-		return f.Verdict
+		return f.Verdict, f.Workload
 	}
-	return Unclear
+	return Unclear, ""
 }
 
 // both is a context that ends with either; with stop at once, so that nothing

@@ -143,8 +143,11 @@ func (c Change) Entries() []Entry {
 	for _, p := range c.Parts {
 		e := Entry{
 			At: c.Ended, Backend: c.Backend, Workload: p.Workload, Event: event, Change: c.ID,
-			From: p.From, To: p.To, Verdict: c.verdictOn(p), Why: c.Why, Logs: c.Logs,
+			From: p.From, To: p.To, Verdict: c.verdictOn(p), Why: c.Why,
 			Took: c.Ended.Sub(c.Since), Gap: c.Gap,
+		}
+		if p.Workload == c.LogsOf || len(c.Parts) == 1 {
+			e.Logs = c.Logs
 		}
 		switch {
 		case c.Phase == Committed && !p.Replace:

@@ -24,9 +24,7 @@ type work struct {
 	once    bool            // somebody waits for the end
 
 	changes sync.WaitGroup // under way
-	// alone is held by every change under way in this process, and to the
-	// exclusion of all others by one that must be alone.
-	alone *sync.RWMutex
+	crowd   *crowd         // the same in all places of this process
 
 	mu       sync.Mutex
 	notifier Notifier
@@ -38,7 +36,7 @@ type work struct {
 
 func newWork(place Place, j Journal, rules Rules, log *slog.Logger) *work {
 	w := &work{
-		backend: place.Backend, journal: j, log: log.With("backend", place.Backend.Name()), alone: &sync.RWMutex{},
+		backend: place.Backend, journal: j, log: log.With("backend", place.Backend.Name()), crowd: &crowd{},
 		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]Reason{},
 	}
 	w.adopt(rules)
@@ -78,26 +76,35 @@ func (w *work) recover(stop context.Context, only string) {
 	if err != nil {
 		w.log.Warn("backend cannot be asked for traces of changes", "err", err)
 	}
-	for _, c := range append(open, traces...) {
+	all := append(open, traces...)
+	slices.SortStableFunc(all, func(a, b Change) int { // what must be alone comes last
+		switch {
+		case a.Alone == b.Alone:
+			return 0
+		case a.Alone:
+			return 1
+		}
+		return -1
+	})
+	for _, c := range all {
 		if only != "" && c.ID != only || busy[c.Unit] == c.ID || w.settled(c) || !w.begin(c) {
 			continue
 		}
-		w.changes.Go(func() { w.carry(stop, c, true) })
+		turn := w.crowd.enter(c.Alone, true)
+		w.changes.Go(func() {
+			if !turn(stop) {
+				w.end(c)
+				return
+			}
+			defer w.crowd.leave()
+			w.carry(stop, c, true)
+		})
 	}
 }
 
 // carry takes a change that was begun to its end.
 func (w *work) carry(stop context.Context, c Change, resumed bool) Change {
-	if c.Alone {
-		w.alone.Lock()
-		defer w.alone.Unlock()
-	} else {
-		w.alone.RLock()
-		defer w.alone.RUnlock()
-	}
-	if resumed || stop.Err() == nil {
-		c = w.driver().drive(w.lead, stop, c, resumed)
-	}
+	c = w.driver().drive(w.lead, stop, c, resumed)
 	w.end(c)
 	return c
 }
@@ -189,7 +196,8 @@ type pass struct {
 	act   bool
 	items []*item
 	// known are all workloads that were listed, watched or not.
-	known map[string]member
+	known  map[string]member
+	memory map[string]Record
 	// found are the names a person gave that mean something here.
 	found map[string]bool
 	// unavailable is why the backend could not be asked.
@@ -203,9 +211,9 @@ type pass struct {
 
 // member is a workload that may have to move along with another.
 type member struct {
+	workload Workload
 	settings Settings
 	invalid  error // why its settings are not to be had
-	memory   Record
 }
 
 // item is one watched workload in a pass. Its goroutine owns it: decision may
@@ -222,6 +230,7 @@ type item struct {
 	// moves are the workloads that an update of it moves, itself among them, and
 	// related those of the same group that it leaves.
 	moves, related []string
+	alone          bool // nothing else may be under way then
 	decided        chan struct{}
 
 	late    *Decision // what became of the decision when its turn came
@@ -289,11 +298,11 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 		}
 		return
 	}
-	memory, err := p.journal.Recall(ctx)
+	p.memory, err = p.journal.Recall(ctx)
 	if err != nil {
 		p.log.Error("memory cannot be read", "err", err)
 	}
-	p.choose(workloads, memory, names)
+	p.choose(workloads, names)
 
 	for _, it := range p.items {
 		start(func() {
@@ -312,7 +321,7 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 
 // choose makes the items: the watched workloads, or those of them that a
 // person named, with what they depend on found among all.
-func (p *pass) choose(workloads []Workload, memory map[string]Record, named []string) {
+func (p *pass) choose(workloads []Workload, named []string) {
 	backend := p.backend.Name()
 	byID := map[string]*item{}
 	exists := map[string]bool{}
@@ -332,11 +341,11 @@ func (p *pass) choose(workloads []Workload, memory map[string]Record, named []st
 	for _, w := range workloads {
 		exists[w.ID] = true
 		s, err := p.rules.Settings(w)
-		p.known[w.ID] = member{s, err, memory[w.ID]}
+		p.known[w.ID] = member{w, s, err}
 		if err == nil && !s.Enabled {
 			continue
 		}
-		it := &item{workload: w, settings: s, memory: memory[w.ID], decided: make(chan struct{}), done: make(chan struct{})}
+		it := &item{workload: w, settings: s, memory: p.memory[w.ID], decided: make(chan struct{}), done: make(chan struct{})}
 		if err != nil {
 			it.decision = Decision{Reason: InvalidSettings, Detail: err.Error()}
 		}
@@ -421,11 +430,11 @@ func (p *pass) decide(ctx context.Context, it *item) {
 	if it.decision.Update {
 		// What cannot be done faithfully is refused before anything is touched.
 		c := p.wish(it)
-		if err := p.backend.Plan(ctx, &c, p.join); err != nil {
+		if err := p.backend.Plan(ctx, &c, p.join(p.memory)); err != nil {
 			it.decision = refused(it.decision, err)
 			return
 		}
-		it.related = c.Related
+		it.related, it.alone = c.Related, c.Alone
 		for _, part := range c.Parts {
 			it.moves = append(it.moves, part.Workload)
 		}
@@ -498,30 +507,37 @@ func (p *pass) wish(team ...*item) Change {
 	return c
 }
 
-// join says whether a workload may move along with others, watched or not, and
-// by which settings. Nobody asked for an update of it, so what a person said
-// about leaving it alone counts, and what was said about updates does not.
-func (p *pass) join(id string) (Settings, error) {
-	m, ok := p.known[id]
-	refuse := func(r Reason, format string, args ...any) (Settings, error) {
-		return Settings{}, &Refusal{Reason: r, Detail: id + ", which must move along, " + fmt.Sprintf(format, args...)}
+// join returns what says whether a workload may move along with others, watched
+// or not, and by which settings. Nobody asked for an update of it, so what a
+// person said about leaving it alone counts, and what was said about updates
+// does not.
+func (p *pass) join(memory map[string]Record) func(id string) (Settings, error) {
+	return func(id string) (Settings, error) {
+		m, ok := p.known[id]
+		refuse := func(r Reason, format string, args ...any) (Settings, error) {
+			return Settings{}, &Refusal{Reason: r, Detail: id + ", which must move along, " + fmt.Sprintf(format, args...)}
+		}
+		_, open := p.open[id]
+		hold := memory[id].Hold
+		now := time.Now()
+		switch {
+		case open || p.busy[id] != "":
+			return refuse(InProgress, "has a change under way")
+		case !ok:
+			return refuse(InProgress, "has come since the workloads were listed; the next pass knows it")
+		case m.invalid != nil:
+			return refuse(InvalidSettings, "has settings that cannot be used: %v", m.invalid)
+		case m.settings.Mode == ModeHold:
+			return refuse(Held, "has the mode hold")
+		case hold != nil:
+			return refuse(Held, "is held since %s%s", stamp(hold.At), colon(hold.Why))
+		case m.settings.Mode == ModeMonitor:
+			return refuse(Monitor, "has the mode monitor, so it is not touched")
+		case !m.settings.Window.Open(now):
+			return refuse(OutsideWindow, "has the window %s; it opens at %s", m.settings.Window, stamp(m.settings.Window.Next(now)))
+		}
+		return m.settings, nil
 	}
-	now := time.Now()
-	switch {
-	case !ok:
-		return refuse(InProgress, "has come since the workloads were listed; the next pass knows it")
-	case m.invalid != nil:
-		return refuse(InvalidSettings, "has settings that cannot be used: %v", m.invalid)
-	case m.settings.Mode == ModeHold:
-		return refuse(Held, "has the mode hold")
-	case m.memory.Hold != nil:
-		return refuse(Held, "is held since %s%s", stamp(m.memory.Hold.At), colon(m.memory.Hold.Why))
-	case m.settings.Mode == ModeMonitor:
-		return refuse(Monitor, "has the mode monitor, so it is not touched")
-	case !m.settings.Window.Open(now):
-		return refuse(OutsideWindow, "has the window %s; it opens at %s", m.settings.Window, stamp(m.settings.Window.Next(now)))
-	}
-	return m.settings, nil
 }
 
 // refused turns a decision round because of what Plan said.
@@ -570,7 +586,11 @@ func needsOf(team []*item) []*item {
 
 // entangled says how a team would have to wait for itself: something it depends
 // on moves together with what depends on it. "" when it does not.
-func (p *pass) entangled(team []*item) string {
+func (p *pass) entangled(team []*item) string { return p.path(team, team) }
+
+// path says by which of what it depends on one team waits for another; "" when it
+// does not.
+func (p *pass) path(from, to []*item) string {
 	seen := map[*item]bool{}
 	var follow func(at []*item) string
 	follow = func(at []*item) string {
@@ -580,12 +600,12 @@ func (p *pass) entangled(team []*item) string {
 				continue
 			}
 			seen[need] = true
-			if slices.Contains(team, need) {
+			if slices.Contains(to, need) {
 				return need.workload.ID
 			}
 			others := p.team(need)
 			for _, o := range others {
-				if slices.Contains(team, o) {
+				if slices.Contains(to, o) {
 					return o.workload.ID
 				}
 			}
@@ -595,7 +615,28 @@ func (p *pass) entangled(team []*item) string {
 		}
 		return ""
 	}
-	return follow(team)
+	return follow(from)
+}
+
+// letOthers waits until what else this pass carries out is over, but for what
+// waits for the team: when updaterd itself has been replaced, the rest of a pass
+// would have to wait for the next.
+func (p *pass) letOthers(stop context.Context, team []*item) {
+	for _, other := range p.items {
+		<-other.decided
+		if slices.Contains(team, other) || !other.decision.Update || other.aside {
+			continue
+		}
+		others := p.team(other)
+		if slices.ContainsFunc(others, func(o *item) bool { return o.alone }) || p.path(others, team) != "" {
+			continue
+		}
+		select {
+		case <-other.done:
+		case <-stop.Done():
+			return
+		}
+	}
 }
 
 // waitsFor says which of what a team depends on comes first; "" when nothing
@@ -644,15 +685,28 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 			return
 		}
 	}
-	p.mu.Lock()
-	slots := p.slots
-	p.mu.Unlock()
-	select {
-	case slots <- struct{}{}:
-	case <-stop.Done():
+	alone := slices.ContainsFunc(team, func(t *item) bool { return t.alone })
+	if alone && p.once {
+		give(Waiting, "updaterd updates itself when it runs as a daemon, not with --once")
 		return
 	}
-	defer func() { <-slots }()
+	if alone {
+		p.letOthers(stop, team)
+	} else {
+		p.mu.Lock()
+		slots := p.slots
+		p.mu.Unlock()
+		select {
+		case slots <- struct{}{}:
+		case <-stop.Done():
+			return
+		}
+		defer func() { <-slots }()
+	}
+	if !p.crowd.enter(alone, false)(stop) {
+		return
+	}
+	defer p.crowd.leave()
 
 	// Time has passed: a person may have spoken, the window may have shut.
 	memory, err := p.journal.Recall(stop)
@@ -672,7 +726,7 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 		}
 	}
 	c := p.wish(team...)
-	if err := p.backend.Plan(stop, &c, p.join); err != nil {
+	if err := p.backend.Plan(stop, &c, p.join(memory)); err != nil {
 		again := refused(it.decision, err)
 		it.late = &again
 		return
@@ -680,12 +734,15 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	// Plan took what is there now for what is to come back. That it is still
 	// what was decided on is looked at afterwards: what changes later, effects
 	// see for themselves.
-	if why := p.outdated(stop, team); why != "" {
+	if why := p.outdated(stop, c); why != "" {
 		give(InProgress, why)
 		return
 	}
-	if c.Alone && p.once {
-		give(Waiting, "updaterd updates itself when it runs as a daemon, not with --once")
+	if c.Alone && !alone {
+		give(InProgress, "it moves updaterd itself by now; the next pass decides anew")
+		return
+	}
+	if stop.Err() != nil {
 		return
 	}
 	if !p.begin(c) {
@@ -696,21 +753,22 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	it.outcome = &c
 }
 
-// outdated says why decisions no longer fit their workloads; "" if they do.
-func (p *pass) outdated(ctx context.Context, team []*item) string {
+// outdated says why the parts of a change no longer are what was listed; "" if
+// they are.
+func (p *pass) outdated(ctx context.Context, c Change) string {
 	workloads, err := p.backend.Workloads(ctx)
 	if err != nil {
 		return fmt.Sprintf("it cannot be looked at again: %v", err)
 	}
-	for _, it := range team {
-		was := it.workload
+	for _, part := range c.Parts {
+		was := p.known[part.Workload].workload
 		image := Image{Digest: was.Runs.Digest(), Manifest: was.Runs.Manifest, Config: was.Runs.Config}
 		fits := slices.ContainsFunc(workloads, func(w Workload) bool {
 			same := w.Runs.Is(image) || w.Runs.Digest() == image.Digest
 			return w.ID == was.ID && same && w.Image == was.Image && maps.Equal(w.Written, was.Written)
 		})
 		if !fits {
-			return "somebody changed " + was.ID + " since it was looked at; the next pass decides anew"
+			return "somebody changed " + part.Workload + " since it was looked at; the next pass decides anew"
 		}
 	}
 	return ""
@@ -778,9 +836,9 @@ func (p *pass) absent(part Part, c Change) Row {
 	switch {
 	case c.Phase == Superseded:
 		r.Reason = NotRunning
-	case c.Phase.Final() && c.Verdict == Bad:
+	case c.Phase.Final() && c.verdictOn(part) == Bad:
 		r.Reason = Rejected
-	case c.Phase.Final() && c.Verdict == Unclear:
+	case c.Phase.Final() && c.verdictOn(part) == Unclear:
 		r.Reason = Surroundings
 	case c.Phase == Committed:
 		r.Reason = UpToDate

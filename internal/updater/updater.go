@@ -180,32 +180,58 @@ func (u *Updater) passes(w *work, stop context.Context) {
 }
 
 // Finish takes the open change with this id to its end, in place of a process
-// that handed it over or of one that was killed, and returns nil when it is over
-// or there is none. It waits until it may lead.
+// that handed it over or of one that was killed. It waits until it may lead, and
+// returns nil when the change is over or there is none; whoever calls it is to
+// call it again after an error.
 func (u *Updater) Finish(ctx context.Context, id string) error {
+	var unknown error // whether it is open somewhere
 	for _, place := range u.places {
-		open, err := place.State.Journal().Open(ctx)
-		if err != nil {
+		open, err := place.open(ctx, id)
+		if open {
+			return u.finish(ctx, place, id)
+		}
+		unknown = errors.Join(unknown, err)
+	}
+	return unknown
+}
+
+func (u *Updater) finish(ctx context.Context, place Place, id string) error {
+	for {
+		rules, _ := u.current()
+		err := New([]Place{place}, rules, u.log).lead(ctx, func(w *work, stop context.Context) {
+			w.recover(stop, id)
+			w.wait()
+		})
+		switch {
+		case errors.Is(err, ErrLed) && sleep(ctx, finishPause):
+			continue
+		case err != nil:
 			return err
 		}
-		if !slices.ContainsFunc(open, func(c Change) bool { return c.ID == id }) {
-			continue
+		open, err := place.open(ctx, id)
+		if err == nil && open {
+			err = fmt.Errorf("change %s was left open", id)
 		}
-		for {
-			rules, _ := u.current()
-			err := New([]Place{place}, rules, u.log).lead(ctx, func(w *work, stop context.Context) {
-				w.recover(stop, id)
-				w.wait()
-			})
-			if !errors.Is(err, ErrLed) {
-				return err
-			}
-			if !sleep(ctx, finishPause) {
-				return err
-			}
-		}
+		return err
 	}
-	return nil
+}
+
+// open reports whether a change is not over here: by the journal, or by what it
+// left on the backend if its record was lost.
+func (p Place) open(ctx context.Context, id string) (bool, error) {
+	open, err := p.State.Journal().Open(ctx)
+	known := map[string]bool{}
+	for _, c := range open {
+		known[c.ID] = true
+	}
+	if known[id] {
+		return true, nil
+	}
+	traces, lost := p.Backend.Traces(ctx, known)
+	if slices.ContainsFunc(traces, func(c Change) bool { return c.ID == id }) {
+		return true, nil
+	}
+	return false, errors.Join(err, lost)
 }
 
 // finishPause is short: whoever handed over lets go at once.
@@ -365,7 +391,7 @@ func names(name, backend, id string) bool {
 func (u *Updater) lead(ctx context.Context, do func(w *work, stop context.Context)) error {
 	stop, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var alone sync.RWMutex
+	var together crowd
 	errs := make([]error, len(u.places))
 	var wg sync.WaitGroup
 	for i, place := range u.places {
@@ -374,7 +400,7 @@ func (u *Updater) lead(ctx context.Context, do func(w *work, stop context.Contex
 			errs[i] = place.State.Lead(context.WithoutCancel(ctx), func(lead context.Context, j Journal) error {
 				rules, _ := u.current()
 				w := newWork(place, j, rules, u.log)
-				w.lead, w.alone, w.leave = lead, &alone, func() { cancel(ErrHandedOver) }
+				w.lead, w.crowd, w.leave = lead, &together, func() { cancel(ErrHandedOver) }
 				end, done := both(lead, stop)
 				defer done()
 				do(w, end)
