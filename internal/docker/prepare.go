@@ -245,16 +245,20 @@ func (h *Host) label(spec *creation, p piece, all []piece, until time.Time) {
 	labels[labelChange] = p.change
 	labels[labelOwner] = h.owner
 	labels[labelUntil] = until.UTC().Format(time.RFC3339)
-	var replaced, restarted []string
+	var replaced, restarted []member
 	for _, other := range all {
+		l := member{id: other.ID}
+		if other.Idle {
+			l.idle = other.Status
+		}
 		if other.Replace {
-			replaced = append(replaced, other.ID)
+			replaced = append(replaced, l)
 		} else {
-			restarted = append(restarted, other.ID)
+			restarted = append(restarted, l)
 		}
 	}
 	if len(all) > 1 {
-		labels[labelGroup] = strings.Join(replaced, ",")
+		labels[labelGroup] = labelOf(replaced)
 	}
 	if p.Idle {
 		labels[labelIdle] = p.Status
@@ -263,7 +267,7 @@ func (h *Host) label(spec *creation, p piece, all []piece, until time.Time) {
 		labels[labelStartFirst] = "true"
 	}
 	if len(restarted) > 0 {
-		labels[labelRestarts] = strings.Join(restarted, ",")
+		labels[labelRestarts] = labelOf(restarted)
 	}
 	spec.Config.Labels = labels
 }

@@ -346,6 +346,84 @@ func TestTracesThatChangesLeave(t *testing.T) {
 	}
 }
 
+func TestTracesThatGroupsLeave(t *testing.T) {
+	const up, down, made = container.StateRunning, container.StateExited, container.StateCreated
+	// vpn, and app that lives in it; job did so, and had ended.
+	old := func(name, suffix string, state container.ContainerState) container.Summary {
+		return container.Summary{ID: "old-" + name, Names: []string{"/" + name + suffix}, State: state}
+	}
+	fresh := func(name, suffix string, state container.ContainerState) container.Summary {
+		c := container.Summary{ID: "new-" + name, Names: []string{"/" + name + suffix}, State: state, Labels: map[string]string{
+			labelReplaces: "old-" + name, labelChange: "c1", labelOwner: "me",
+			labelGroup: "old-vpn,old-app,old-job:exited", labelRestarts: "web,cron:exited",
+		}}
+		if name == "job" {
+			c.Labels[labelIdle] = "exited"
+		}
+		return c
+	}
+	const set, aside = "", suffixNew
+	all := func(c ...container.Summary) []container.Summary { return c }
+	vpn, app, job := traceOf{"vpn", "old-vpn", "new-vpn", "old-vpn", ""}, traceOf{"app", "old-app", "new-app", "old-app", ""},
+		traceOf{"job", "old-job", "new-job", "old-job", "exited"}
+	noNew, noOld := func(p traceOf) traceOf { p.new = ""; return p }, func(p traceOf) traceOf { p.old = ""; return p }
+	for name, row := range map[string]struct {
+		all   []container.Summary
+		want  updater.Phase // "": none
+		parts []traceOf
+	}{
+		"partly prepared": {
+			all(old("vpn", "", up), old("app", "", up), old("job", "", down), fresh("vpn", aside, made)),
+			updater.Restoring, []traceOf{vpn, noNew(app), noNew(job)}},
+		"prepared": {
+			all(old("vpn", "", up), old("app", "", up), old("job", "", down), fresh("vpn", aside, made), fresh("app", aside, made), fresh("job", aside, made)),
+			updater.Restoring, []traceOf{vpn, app, job}},
+		"partly renamed": {
+			all(old("vpn", suffixOld, down), old("app", suffixOld, down), old("job", suffixOld, down), fresh("vpn", set, up), fresh("app", aside, up), fresh("job", aside, made)),
+			updater.Restoring, []traceOf{vpn, app, job}},
+		"all in service": {
+			all(old("vpn", suffixOld, down), old("app", suffixOld, down), old("job", suffixOld, down), fresh("vpn", set, up), fresh("app", set, up), fresh("job", set, made)),
+			updater.Judging, []traceOf{vpn, app, job}},
+		"in service, but one has stopped": {
+			all(old("vpn", suffixOld, down), old("app", suffixOld, down), old("job", suffixOld, down), fresh("vpn", set, up), fresh("app", set, down), fresh("job", set, made)),
+			updater.Restoring, []traceOf{vpn, app, job}},
+		"one was taken away in service": {
+			all(old("vpn", suffixOld, down), old("app", suffixOld, down), old("job", suffixOld, down), fresh("vpn", set, up), fresh("job", set, made)),
+			updater.Restoring, []traceOf{vpn, noNew(app), job}},
+		"partly committed": {
+			all(old("vpn", suffixOld, down), old("app", suffixOld, down), fresh("vpn", set, up), fresh("app", set, up), fresh("job", set, made)),
+			updater.Committing, []traceOf{vpn, app, noOld(job)}},
+		"partly committed, and one has stopped since": {
+			all(old("vpn", suffixOld, down), fresh("vpn", set, up), fresh("app", set, down), fresh("job", set, made)),
+			updater.Committing, []traceOf{vpn, noOld(app), noOld(job)}},
+		"committed": {
+			all(fresh("vpn", set, up), fresh("app", set, up), fresh("job", set, made)), "", nil},
+		"partly taken back": {
+			all(old("vpn", suffixOld, down), old("app", "", down), old("job", "", down), fresh("vpn", aside, down), fresh("app", aside, down), fresh("job", aside, made)),
+			updater.Restoring, []traceOf{vpn, app, job}},
+		"taken back but for what is left of the first": {
+			all(old("vpn", "", up), old("app", "", up), old("job", "", down), fresh("vpn", aside, down)),
+			updater.Restoring, []traceOf{vpn, noNew(app), noNew(job)}},
+		"the originals were pruned": {
+			all(fresh("vpn", set, up), fresh("app", aside, down)),
+			updater.Restoring, []traceOf{noOld(vpn), noOld(app)}},
+		"one that is over, whose containers were replaced since": {
+			all(old("web", "", up), container.Summary{ID: "new-vpn", Names: []string{"/vpn" + suffixOld}, State: down, Labels: fresh("vpn", set, up).Labels},
+				container.Summary{ID: "next-vpn", Names: []string{"/vpn"}, State: up, Labels: map[string]string{labelReplaces: "new-vpn", labelChange: "known"}}),
+			"", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			found := traces(row.all, "me", map[string]bool{"known": true}, time.Now())
+			if row.want == "" {
+				require.Empty(t, found)
+				return
+			}
+			require.Len(t, found, 1)
+			require.Equal(t, trace{"c1", row.want, row.parts, []member{{id: "web"}, {id: "cron", idle: "exited"}}}, found[0])
+		})
+	}
+}
+
 func TestTagsOfOurOwnAreReferences(t *testing.T) {
 	seen := map[string]string{}
 	for _, name := range []string{"web", "my_app", "my__app", "My_App", "my-app-1", "a..b", "x.", "MY_APP", "0", "web.1", "-x"} {

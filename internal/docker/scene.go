@@ -33,7 +33,8 @@ const (
 	labelUntil    = labelPrefix + "until"    // RFC 3339: from then on it is broken off, whoever's it is
 	// labelGroup and labelRestarts are on the new containers of a change of
 	// several: the ids of all originals that it replaces, and of those that it
-	// restarts, in start order and separated by commas.
+	// restarts, in start order and separated by commas. One that is not to be
+	// started has a colon and the state it is in behind its id.
 	labelGroup    = labelPrefix + "group"
 	labelRestarts = labelPrefix + "restarts"
 	// labelIdle is on a new container that is not to be started: the state that

@@ -57,8 +57,8 @@ type trace struct {
 	change string // its id
 	phase  updater.Phase
 	parts  []traceOf // in start order
-	// restarted are the ids of containers that are only restarted with them.
-	restarted []string
+	// restarted are containers that are only restarted with them.
+	restarted []member
 }
 
 // traceOf is what one part of a change left.
@@ -66,6 +66,8 @@ type traceOf struct {
 	name     string // of the workload
 	old, new string // ids; "" when it has gone
 	replaces string // id of the original, there or not
+	// idle is the state that the original was in, if it is not to be started.
+	idle string
 }
 
 // traces finds them in a list of all containers.
@@ -80,8 +82,8 @@ func traces(all []container.Summary, owner string, known map[string]bool, now ti
 		if replaces := n.Labels[labelReplaces]; replaces != "" {
 			taken[replaces] = true
 			byChange[n.Labels[labelChange]] = append(byChange[n.Labels[labelChange]], n)
-			for _, id := range listedIn(n.Labels[labelGroup]) {
-				taken[id] = true
+			for _, m := range listedIn(n.Labels[labelGroup]) {
+				taken[m.id] = true
 			}
 		}
 	}
@@ -110,9 +112,36 @@ func traces(all []container.Summary, owner string, known map[string]bool, now ti
 	return found
 }
 
-// listedIn are the ids in a label.
-func listedIn(label string) []string {
-	return slices.DeleteFunc(strings.Split(label, ","), func(id string) bool { return id == "" })
+// member is an original in the label of a group.
+type member struct {
+	id   string
+	idle string // the state that it was in, if it is not to be started
+}
+
+func (m member) String() string {
+	if m.idle == "" {
+		return m.id
+	}
+	return m.id + ":" + m.idle
+}
+
+// listedIn reads a label of originals, which labelOf writes.
+func listedIn(label string) []member {
+	var all []member
+	for item := range strings.SplitSeq(label, ",") {
+		if id, idle, _ := strings.Cut(item, ":"); id != "" {
+			all = append(all, member{id, idle})
+		}
+	}
+	return all
+}
+
+func labelOf(all []member) string {
+	var items []string
+	for _, l := range all {
+		items = append(items, l.String())
+	}
+	return strings.Join(items, ",")
 }
 
 // traceIn reads one change from the new containers that it made; false when it is
@@ -121,11 +150,12 @@ func traceIn(change string, made []container.Summary, byID map[string]container.
 	t := trace{change: change, phase: updater.Judging, restarted: listedIn(made[0].Labels[labelRestarts])}
 	replaced := listedIn(made[0].Labels[labelGroup])
 	if len(replaced) == 0 {
-		replaced = []string{made[0].Labels[labelReplaces]}
+		replaced = []member{{id: made[0].Labels[labelReplaces]}}
 	}
 	open, dropped, retired := false, false, false
-	for _, id := range replaced {
-		p := traceOf{replaces: id}
+	for _, m := range replaced {
+		id := m.id
+		p := traceOf{replaces: id, idle: m.idle}
 		o, there := byID[id]
 		if there {
 			p.old, p.name = id, strings.TrimSuffix(nameOf(o), suffixOld)
@@ -185,7 +215,7 @@ func (h *Host) traced(ctx context.Context, t trace) (*updater.Change, error) {
 		if p == nil {
 			continue
 		}
-		if c.Unit == "" || p.Changes() && p.From.Ref != p.To.Ref {
+		if c.Unit == "" && p.Changes() {
 			c.Unit = p.Workload
 		}
 		if c.Since.Before(since) {
@@ -196,14 +226,17 @@ func (h *Host) traced(ctx context.Context, t trace) (*updater.Change, error) {
 	if len(c.Parts) == 0 {
 		return nil, nil
 	}
-	for _, id := range t.restarted {
-		b, err := h.inspect(ctx, id)
+	if c.Unit == "" {
+		c.Unit = c.Parts[0].Workload
+	}
+	for _, l := range t.restarted {
+		b, err := h.inspect(ctx, l.id)
 		if err != nil {
 			return nil, err
 		}
 		if b != nil {
-			c.Parts = append(c.Parts, updater.Part{Workload: h.name + "/" + b.name(), Idle: !b.running()})
-			origins = append(origins, origin{Name: b.name(), ID: id})
+			c.Parts = append(c.Parts, updater.Part{Workload: h.name + "/" + b.name(), Idle: l.idle != ""})
+			origins = append(origins, origin{Name: b.name(), ID: l.id, Status: l.idle})
 		}
 	}
 	var err error
@@ -222,9 +255,9 @@ func (h *Host) tracedPart(ctx context.Context, t traceOf) (*updater.Part, origin
 	if old == nil && new == nil {
 		return nil, origin{}, time.Time{}, nil
 	}
-	o := origin{Name: t.name, ID: t.replaces}
+	o := origin{Name: t.name, ID: t.replaces, Status: t.idle}
 	p := &updater.Part{
-		Workload: h.name + "/" + t.name, Replace: true, Healthy: true,
+		Workload: h.name + "/" + t.name, Replace: true, Healthy: true, Idle: t.idle != "",
 		Settings: updater.Settings{Enabled: true, Keep: updater.KeepAll, Health: updater.Health{Stable: tracedStable}},
 	}
 	var since time.Time
@@ -239,12 +272,15 @@ func (h *Host) tracedPart(ctx context.Context, t traceOf) (*updater.Part, origin
 		} else {
 			o.Snapshot = &s
 		}
-		since = created(old)
+		p.To, since = p.From, created(old)
 	}
 	if new != nil {
 		// The new container was created with the original's policy.
-		o.Policy, o.Status = new.HostConfig.RestartPolicy, new.label(labelIdle)
-		p.Idle, o.Overlap = o.Status != "", new.label(labelStartFirst) != ""
+		o.Policy, o.Overlap = new.HostConfig.RestartPolicy, new.label(labelStartFirst) != ""
+		if o.Status == "" {
+			o.Status = new.label(labelIdle)
+		}
+		p.Idle = o.Status != ""
 		o.Fleeting = new.HostConfig.AutoRemove && !p.Idle
 		if p.To, err = h.runs(ctx, new); err != nil {
 			return nil, origin{}, time.Time{}, err
