@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
 
 	"github.com/updaterd/updaterd/internal/updater"
@@ -63,6 +64,9 @@ func (h *Host) portThief(ctx context.Context, b *box, text string) string {
 		return ""
 	}
 	for _, c := range all {
+		if c.State != container.StateRunning && c.State != container.StatePaused {
+			continue // Podman lists the ports that it would have
+		}
 		for _, p := range c.Ports {
 			for _, named := range m {
 				if c.ID != b.ID && p.PublicPort != 0 && fmt.Sprint(p.PublicPort) == named[1] {

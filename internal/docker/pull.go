@@ -151,7 +151,8 @@ func pullError(ref string, platform updater.Platform, err error) error {
 		return &updater.Refusal{Reason: r, Detail: detail, Err: err}
 	}
 	switch {
-	case has("no matching manifest", "does not match the specified platform", "no match for platform"):
+	case has("no matching manifest", "does not match the specified platform", "no match for platform",
+		"no image found in image index for architecture", "no image found in manifest list for architecture"): // Podman
 		return refusal(updater.PlatformMissing, fmt.Sprintf("%s has no image for %s", ref, platform))
 	case has("toomanyrequests", "too many requests", "rate limit"):
 		return refusal(updater.RateLimited, fmt.Sprintf("the registry of %s asks for patience: log in there, or try later", ref))

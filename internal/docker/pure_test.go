@@ -141,7 +141,11 @@ func TestErrorsInsideAPullStream(t *testing.T) {
 		line string
 		want updater.Reason // "": no refusal
 	}{
-		"no image for the platform":   {`{"error":"no matching manifest for linux/amd64 in the manifest list entries"}`, updater.PlatformMissing},
+		"no image for the platform": {`{"error":"no matching manifest for linux/amd64 in the manifest list entries"}`, updater.PlatformMissing},
+		"the same from Podman": {
+			`{"error":"choosing an image from manifest list docker://x@sha256:1: no image found in image index for architecture amd64, variant \"\", OS linux"}`,
+			updater.PlatformMissing,
+		},
 		"the registry wants patience": {`{"errorDetail":{"message":"toomanyrequests: You have reached your pull rate limit"},"error":"x"}`, updater.RateLimited},
 		"the digest has gone":         {`{"error":"manifest for x@sha256:1 not found: manifest unknown"}`, updater.NotFound},
 		"access is denied":            {`{"error":"pull access denied for x, repository does not exist or may require 'docker login'"}`, updater.Unauthorized},

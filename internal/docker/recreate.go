@@ -399,6 +399,15 @@ func (r *recreation) host() {
 	if h.NanoCPUs != 0 && h.CPUPeriod != 0 && h.CPUQuota*1e9/h.CPUPeriod == h.NanoCPUs {
 		h.CPUPeriod, h.CPUQuota = 0, 0
 	}
+	// Podman shows the limits by the kernel's names; create takes ulimit's.
+	for _, u := range h.Ulimits {
+		if u == nil {
+			continue
+		}
+		if name, ok := strings.CutPrefix(u.Name, "RLIMIT_"); ok {
+			u.Name = strings.ToLower(name)
+		}
+	}
 	r.others(&h)
 	for i := range h.Mounts { // create refuses options of another type than the mount's
 		m := &h.Mounts[i]
