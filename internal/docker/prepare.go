@@ -298,6 +298,11 @@ func (h *Host) create(ctx context.Context, p piece, ref string, spec creation, i
 			return nil, err
 		}
 	}
+	// Before the tag moves: two changes that move the last names of one image at
+	// once can lose it on an engine that keeps images in containerd.
+	if err := h.tag(ctx, p.Image, keptTag(p.Name, p.change)); err != nil {
+		return nil, err
+	}
 	var made *box
 	create := func() (err error) {
 		made, err = h.createOnce(ctx, p, tag, spec, img)
@@ -330,7 +335,7 @@ func (h *Host) createOnce(ctx context.Context, p piece, tag string, spec creatio
 		case ours && b.started():
 			return nil, fmt.Errorf("container %s has been started already: this change was broken off, and must be taken back first", name)
 		case ours && b.Image == img.ID && connected(b, spec) && slices.Equal(references(b.HostConfig), references(spec.Host)):
-			return b, h.tag(ctx, p.Image, keptTag(p.Name, p.change))
+			return b, nil
 		case ours, b.label(labelReplaces) != "" && h.stale(b):
 			if err := h.remove(ctx, b); err != nil {
 				return nil, err
@@ -359,7 +364,7 @@ func (h *Host) createOnce(ctx context.Context, p piece, tag string, spec creatio
 			fmt.Errorf("container %s was created from image %s, not from %s: somebody moved the tag %s just now; try again", name, b.Image, img.ID, tag),
 			h.remove(ctx, b))
 	}
-	return b, h.tag(ctx, p.Image, keptTag(p.Name, p.change))
+	return b, nil
 }
 
 // createAs creates and connects a container.
