@@ -572,7 +572,7 @@ func TestComposeOneOffsOfAGroup(t *testing.T) {
 	require.Len(t, p.Containers(), 8)
 	require.Equal(t, job.State.StartedAt, p.d.Inspect(job.ID).State.StartedAt)
 
-	p.Run("run", "-T", "-d", "--name", p.Project+"-other", "behind")
+	p.Run("run", "-T", "-d", "-e", "APP_PORT=8082", "--name", p.Project+"-other", "behind")
 	p.push("acme/vpn", "stable", "vpn3", stage.Behaviour{})
 	before := p.Containers()
 	row := p.pass(0)["vpn"]

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -273,3 +274,21 @@ func TestUnhealthyBefore(t *testing.T) {
 }
 
 func ptr[T any](v T) *T { return &v }
+
+// TestTheOldImageIsKeptBeforeItsTagMoves: without a name in between, an engine
+// that keeps images in containerd may lose it.
+func TestTheOldImageIsKeptBeforeItsTagMoves(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, start{})
+	p := r.through(stage.Hooks{})
+	digest := r.push("latest", stage.Image{Version: "v2"})
+	require.Equal(t, "committed", r.once(0).Outcome)
+	r.updated("v2", digest)
+	var kinds []string
+	for _, c := range p.Calls() {
+		kinds = append(kinds, kind(c))
+	}
+	require.Contains(t, kinds, "tag")
+	require.Contains(t, kinds, "tag kept")
+	require.Less(t, slices.Index(kinds, "tag kept"), slices.Index(kinds, "tag"), "%s", kinds)
+}

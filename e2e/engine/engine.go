@@ -213,7 +213,7 @@ func (e *Engine) prepare() error {
 	}
 	pool := part(e.Subnet, 2, 23)
 	config, err := json.Marshal(map[string]any{
-		"default-address-pools": []any{map[string]any{"base": pool.String(), "size": 26}},
+		"default-address-pools": []any{map[string]any{"base": pool.String(), "size": 27}},
 	})
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ static_dir = %q
 volume_path = %q
 [network]
 network_config_dir = %q
-default_subnet_pools = [{base = %q, size = 26}]
+default_subnet_pools = [{base = %q, size = 27}]
 `, join("tmp"), join("data/libpod"), join("data/volumes"), networks, pool),
 		podmanStorage:    fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n", join("data"), join("run")),
 		podmanRegistries: "[[registry]]\nlocation = \"127.0.0.1\"\ninsecure = true\n",
