@@ -104,6 +104,10 @@ type Image struct {
 	WorkingDir string
 	StopSignal string
 
+	// Updaterd has the image hold the real updaterd as /updaterd, which it runs, in
+	// the place of the app.
+	Updaterd bool
+
 	// Files are further files, by path.
 	Files map[string]string
 	// Ballast adds a layer with so many bytes that do not compress.
@@ -155,7 +159,7 @@ func (i Image) Build() (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	app, err := appLayer(platform.Architecture != runtime.GOARCH, i.OCI)
+	app, err := programLayer(i.Updaterd, platform.Architecture != runtime.GOARCH, i.OCI)
 	if err != nil {
 		return nil, err
 	}
@@ -205,6 +209,9 @@ func (i Image) Build() (v1.Image, error) {
 	}
 	if i.Entrypoint == nil {
 		config.Config.Entrypoint = []string{"/app"}
+		if i.Updaterd {
+			config.Config.Entrypoint = []string{"/updaterd"}
+		}
 	}
 	config.Config.Volumes = set(i.Volumes)
 	if i.Expose == nil {
@@ -289,16 +296,20 @@ func set(keys []string) map[string]struct{} {
 	return m
 }
 
-// layers keeps the layer with the app, which is the same in all images.
+// layers keeps the layers with the programs, which are the same in all images.
 var layers sync.Map
 
-func appLayer(foreign, oci bool) (v1.Layer, error) {
-	type key struct{ foreign, oci bool }
-	build, _ := layers.LoadOrStore(key{foreign, oci}, sync.OnceValues(func() (v1.Layer, error) {
-		if shared.app == nil {
+func programLayer(self, foreign, oci bool) (v1.Layer, error) {
+	type key struct{ self, foreign, oci bool }
+	build, _ := layers.LoadOrStore(key{self, foreign, oci}, sync.OnceValues(func() (v1.Layer, error) {
+		name, program := "/app", shared.app
+		if self {
+			name, program = "/updaterd", shared.self
+		}
+		if program == nil {
 			return nil, fmt.Errorf("call stage.Main from TestMain")
 		}
-		path, err := shared.app()
+		path, err := program()
 		if err != nil {
 			return nil, err
 		}
@@ -314,7 +325,7 @@ func appLayer(foreign, oci bool) (v1.Layer, error) {
 				b[18], b[19] = 0x3e, 0x00 // EM_X86_64
 			}
 		}
-		return fileLayer(map[string][]byte{"/app": b}, 0o755, oci)
+		return fileLayer(map[string][]byte{name: b}, 0o755, oci)
 	}))
 	return build.(func() (v1.Layer, error))()
 }

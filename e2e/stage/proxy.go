@@ -16,6 +16,7 @@ import (
 	"sync"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // Call is one that a client made of the engine through a Proxy.
@@ -28,6 +29,8 @@ type Call struct {
 	Query        url.Values
 	// Status is what the engine answered, in After only.
 	Status int
+	// Pid is the process that made the call.
+	Pid int
 }
 
 // String is "POST /containers/web/stop".
@@ -69,6 +72,7 @@ func (d *Docker) Proxy(hooks Hooks) *Proxy {
 	p := &Proxy{Host: "unix://" + socket}
 
 	type key struct{}
+	type maker struct{}
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, addr)
@@ -114,6 +118,7 @@ func (d *Docker) Proxy(hooks Hooks) *Proxy {
 			return
 		}
 		call := Call{Method: r.Method, Path: version.ReplaceAllString(r.URL.Path, "/"), Query: r.URL.Query()}
+		call.Pid, _ = r.Context().Value(maker{}).(int)
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			p.mu.Lock()
 			p.n++
@@ -128,6 +133,9 @@ func (d *Docker) Proxy(hooks Hooks) *Proxy {
 		}
 		reverse.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), key{}, call)))
 	})}
+	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, maker{}, pidOf(c))
+	}
 	go server.Serve(l) //nolint:errcheck // Ends with Close.
 	d.t.Cleanup(func() {
 		server.Close()
@@ -135,6 +143,29 @@ func (d *Docker) Proxy(hooks Hooks) *Proxy {
 		os.RemoveAll(dir)
 	})
 	return p
+}
+
+// pidOf is the process at the other end of a unix socket; 0 when that cannot be
+// told.
+func pidOf(c net.Conn) int {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return 0
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	pid := 0
+	err = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(cred.Pid)
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return pid
 }
 
 // Scoped is the Host of a Proxy without hooks.
