@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/mount"
@@ -178,7 +179,10 @@ func (h *Host) refuseSelf(ctx context.Context, c updater.Change, b *box, all []k
 	ctx, cancel := context.WithTimeout(ctx, 2*lookLimit)
 	defer cancel()
 	diff, err := h.client().ContainerDiff(ctx, b.ID)
-	if err != nil {
+	switch {
+	case cerrdefs.IsPermissionDenied(err):
+		return no("whether its program is the image's cannot be seen: allow GET /containers/{id}/changes in the socket proxy")
+	case err != nil:
 		return fmt.Errorf("reading what changed in the files of container %s: %w", b.name(), err)
 	}
 	for _, d := range diff {
@@ -289,7 +293,10 @@ func (h *Host) handOver(ctx context.Context, c updater.Change, own *box) error {
 		defer cancel()
 		// Not by h.start, which would blame the new image.
 		if err := h.client().ContainerStart(ctx, b.ID, container.StartOptions{}); err != nil {
-			return errors.Join(fmt.Errorf("starting the helper %s: %w", name, err), h.remove(ctx, b))
+			// It may have been started all the same, and nobody heard.
+			if now, lookErr := h.inspect(ctx, b.ID); lookErr != nil || now == nil || !now.running() {
+				return errors.Join(fmt.Errorf("starting the helper %s: %w", name, err), h.remove(ctx, b))
+			}
 		}
 	}
 	return fmt.Errorf("container %s: %w", name, updater.ErrHandedOver)
