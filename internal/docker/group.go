@@ -76,15 +76,22 @@ func (h *Host) kindred(ctx context.Context) ([]kin, error) {
 
 // references are the containers, by name or id, that a container needs.
 func references(h *container.HostConfig) []string {
+	refs := livesIn(h)
+	for _, v := range h.VolumesFrom {
+		ref, _, _ := strings.Cut(v, ":")
+		refs = append(refs, ref)
+	}
+	return refs
+}
+
+// livesIn are those of them that must run when it is started. Of the volumes of
+// another, an engine only needs the names.
+func livesIn(h *container.HostConfig) []string {
 	refs := []string{}
 	for _, mode := range []string{string(h.NetworkMode), string(h.IpcMode), string(h.PidMode), string(h.Cgroup)} {
 		if ref, ok := strings.CutPrefix(mode, "container:"); ok {
 			refs = append(refs, ref)
 		}
-	}
-	for _, v := range h.VolumesFrom {
-		ref, _, _ := strings.Cut(v, ":")
-		refs = append(refs, ref)
 	}
 	for _, l := range h.Links {
 		target, _, _ := strings.Cut(l, ":")

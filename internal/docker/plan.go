@@ -198,13 +198,8 @@ func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin)
 	if err := h.inTheWay(ctx, old); err != nil {
 		return origin{}, err
 	}
-	for _, ref := range references(old.HostConfig) {
-		if _, ok := resolve(ref, all); !ok {
-			return origin{}, &updater.Refusal{
-				Reason: updater.Unsupported,
-				Detail: fmt.Sprintf("it uses container %s, which does not exist any more: recreate it by hand", ref),
-			}
-		}
+	if err := h.startable(ctx, old, p.Idle, all); err != nil {
+		return origin{}, err
 	}
 	s, err := h.snapshotOf(ctx, old)
 	if err != nil {
@@ -240,6 +235,38 @@ func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin)
 		}
 	}
 	return o, nil
+}
+
+// startable refuses a container that could not be started again once it is
+// stopped, because of what it uses.
+func (h *Host) startable(ctx context.Context, b *box, idle bool, all []kin) error {
+	alive := map[string]bool{}
+	for _, ref := range livesIn(b.HostConfig) {
+		alive[ref] = true
+	}
+	for _, ref := range references(b.HostConfig) {
+		other, ok := resolve(ref, all)
+		if !ok {
+			return &updater.Refusal{
+				Reason: updater.Unsupported,
+				Detail: fmt.Sprintf("it uses container %s, which does not exist any more: recreate it by hand", ref),
+			}
+		}
+		if idle || !alive[ref] {
+			continue
+		}
+		now, err := h.inspect(ctx, other.id)
+		switch {
+		case err != nil:
+			return err
+		case now == nil || !now.State.Running || now.State.Restarting:
+			return &updater.Refusal{
+				Reason: updater.NotRunning,
+				Detail: fmt.Sprintf("it uses container %s, which does not run, so it could not be started again: start that one", other.name),
+			}
+		}
+	}
+	return nil
 }
 
 // planImage records what the tag to be written stands for now, and whether the
@@ -282,6 +309,7 @@ func settled(b *box) string {
 		return ""
 	}
 	delete(raw.HostConfig, "RestartPolicy")
+	delete(raw.HostConfig, "Links") // shows the others' present names; nobody can change it
 	maps.DeleteFunc(raw.HostConfig, func(_ string, v any) bool { return empty(v) })
 	text, err := json.Marshal(raw.HostConfig) // sorts the keys
 	if err != nil {

@@ -85,9 +85,37 @@ func (h *Host) Prepare(ctx context.Context, c updater.Change, report func(update
 	if sameManifests(all, b, made) {
 		return fmt.Errorf("image %s: %w", all[0].To.Ref, updater.ErrSame)
 	}
+	if err := h.nobodyNew(ctx, all); err != nil {
+		return err
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.prepared[c.ID] = true
+	return nil
+}
+
+// nobodyNew refuses to go on when a container has come, since the change was
+// planned, that must move along: a pull may take long.
+func (h *Host) nobodyNew(ctx context.Context, all []piece) error {
+	kindred, err := h.kindred(ctx)
+	if err != nil {
+		return err
+	}
+	replaced, known := map[string]bool{}, map[string]bool{}
+	for _, p := range all {
+		known[p.ID] = true
+		if p.Replace {
+			replaced[p.ID] = true
+		}
+	}
+	for _, k := range groupOf(replaced, kindred).replaced {
+		if !known[k.id] && !isSetAside(k.name) {
+			return &updater.Refusal{
+				Reason: updater.InProgress,
+				Detail: fmt.Sprintf("container %s has come meanwhile, and must move along: the next pass knows it", k.name),
+			}
+		}
+	}
 	return nil
 }
 
