@@ -2,6 +2,7 @@ package docker
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,17 +43,21 @@ func (p *process) goOn(t *testing.T, good bool) error {
 			}
 			c.Mark, c.Gap, c.Phase = applied.Mark, applied.Gap, updater.Judging
 		case updater.Judging:
-			o, err := p.host.Observe(ctx, c, 0, updater.NewSide)
-			if err != nil {
-				return err
-			}
-			switch {
-			case good && o.Running && !o.Undone:
-				c.Phase = updater.Committing
-			case good && !o.Gone && !o.Undone:
-				return fmt.Errorf("the new one does not run: %+v", o)
-			default:
-				c.Verdict, c.Phase = updater.Bad, updater.Restoring
+			c.Phase = updater.Committing
+			for i, part := range c.Parts {
+				if part.Idle {
+					continue
+				}
+				o, err := p.host.Observe(ctx, c, i, updater.NewSide)
+				switch {
+				case err != nil:
+					return err
+				case good && o.Running && !o.Undone:
+				case good && !o.Gone && !o.Undone:
+					return fmt.Errorf("the new one does not run: %+v", o)
+				default:
+					c.Verdict, c.Phase = updater.Bad, updater.Restoring
+				}
 			}
 		case updater.Committing:
 			if err := p.host.Commit(ctx, c); err != nil {
@@ -217,7 +222,7 @@ func (p *process) recover(t *testing.T, k crash) error {
 func (r *rig) mine(found []updater.Change) []updater.Change {
 	var mine []updater.Change
 	for _, c := range found {
-		if c.Unit == "local/"+r.name("web") {
+		if strings.HasPrefix(c.Unit, "local/"+r.name("")) {
 			mine = append(mine, c)
 		}
 	}

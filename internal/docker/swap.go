@@ -50,7 +50,7 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 		h.log.Debug("applying", "workload", p.Workload, "change", c.ID, "step", string(st))
 		switch st {
 		case done:
-			if err := h.restart(ctx, all); err != nil {
+			if err := h.restart(ctx, all, newOf(b)); err != nil {
 				return updater.Applied{}, err
 			}
 			m := mark{Engine: h.incarnation(ctx), IDs: make([]string, len(all))}
@@ -98,6 +98,9 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 	}
 	return updater.Applied{}, fmt.Errorf("container %s changes under our hands: is something else at work on it?", all[0].Name)
 }
+
+// mostRestarts are those after which an image is bad, as for a gate.
+const mostRestarts = 3
 
 // ended is the fault of an image whose container ended right after its start.
 func ended(p piece, b *box) error {
@@ -163,8 +166,8 @@ func (h *Host) swap(ctx context.Context, all []piece, b []boxes, wary bool) (gap
 		if !p.Replace || p.Idle || b[i].new.running() {
 			continue
 		}
-		if err := h.start(ctx, b[i].new); err != nil {
-			return 0, h.blameStart(ctx, all, b, i, err)
+		if err := h.startNext(ctx, all, b, i); err != nil {
+			return 0, err
 		}
 	}
 	if !began.IsZero() {
@@ -201,35 +204,73 @@ func (h *Host) swap(ctx context.Context, all []piece, b []boxes, wary bool) (gap
 // stops reports whether the original is stopped before the new one starts.
 func (p piece) stops() bool { return p.Replace && !p.Idle && !p.Overlap }
 
-// blameStart says whose fault it is that a new container could not be started: one
-// that uses another cannot start when that one has ended.
-func (h *Host) blameStart(ctx context.Context, all []piece, b []boxes, failed int, err error) error {
-	for j := range failed {
-		if !all[j].Replace || all[j].Idle {
-			continue
+// crashLimit is how long a new container that is in a crash loop may take until
+// it is clear whether it comes to itself.
+const crashLimit = 30 * time.Second
+
+// startNext starts the new container of one part after those before it. What it
+// uses may end, or be between two restarts, at that very moment; then that is
+// given as many restarts as a gate would give it.
+func (h *Host) startNext(ctx context.Context, all []piece, b []boxes, next int) error {
+	ctx, cancel := context.WithTimeout(ctx, crashLimit+startLimit)
+	defer cancel()
+	for began := time.Now(); ; {
+		err := h.start(ctx, b[next].new)
+		if err == nil {
+			return nil
 		}
-		now, lookErr := h.inspect(ctx, b[j].new.ID)
-		if lookErr == nil && now != nil && endedByItself(now, h.isPodman()) {
-			return errors.Join(ended(all[j], now), err)
+		crashing := false
+		for j := range next {
+			if !all[j].Replace || all[j].Idle {
+				continue
+			}
+			now, lookErr := h.inspect(ctx, b[j].new.ID)
+			switch {
+			case lookErr != nil || now == nil:
+			case endedByItself(now, h.isPodman()):
+				return errors.Join(ended(all[j], now), err)
+			case now.RestartCount >= mostRestarts:
+				return errors.Join(&updater.Fault{Verdict: updater.Bad, Workload: all[j].Workload,
+					Err: fmt.Errorf("it was restarted %d times right after its start", now.RestartCount)}, err)
+			default:
+				crashing = crashing || now.State.Restarting || now.RestartCount > 0
+			}
+		}
+		if f, ok := errors.AsType[*updater.Fault](err); ok {
+			f.Workload = all[next].Workload
+		}
+		if !crashing || time.Since(began) > crashLimit {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	if f, ok := errors.AsType[*updater.Fault](err); ok {
-		f.Workload = all[failed].Workload
-	}
-	return err
 }
 
-// restart restarts what is only restarted, once all else runs. Doing so twice,
-// after a crash, does no harm. The engine sees a restart that it has begun
-// through, whatever becomes of us.
-func (h *Host) restart(ctx context.Context, all []piece) error {
-	for _, p := range all {
-		if p.Replace || p.Idle {
+// restart restarts what is only restarted, once all else runs, and what lives in
+// that: its namespaces are others then. serving are the containers of the parts
+// that are replaced, of the side that is to run. Doing so twice, after a crash,
+// does no harm. The engine sees a restart that it has begun through, whatever
+// becomes of us.
+func (h *Host) restart(ctx context.Context, all []piece, serving []*box) error {
+	var restarted []piece
+	for i, p := range all {
+		b := serving[i]
+		switch {
+		case p.Idle:
 			continue
-		}
-		b, err := h.inspect(ctx, p.ID)
-		if err != nil {
-			return err
+		case !p.Replace:
+			var err error
+			if b, err = h.inspect(ctx, p.ID); err != nil {
+				return err
+			}
+		case b == nil || !slices.ContainsFunc(livesIn(b.HostConfig), func(ref string) bool {
+			return slices.ContainsFunc(restarted, func(r piece) bool { return r.ID == ref || r.made != "" && r.made == ref })
+		}):
+			continue
 		}
 		if b == nil {
 			continue // somebody removed it: nothing is left to restart
@@ -237,8 +278,26 @@ func (h *Host) restart(ctx context.Context, all []piece) error {
 		if err := h.restartOne(ctx, b, p.Settings.StopTimeout); err != nil {
 			return err
 		}
+		p.made = b.ID
+		restarted = append(restarted, p)
 	}
 	return nil
+}
+
+func newOf(all []boxes) []*box {
+	serving := make([]*box, len(all))
+	for i, b := range all {
+		serving[i] = b.new
+	}
+	return serving
+}
+
+func oldOf(all []boxes) []*box {
+	serving := make([]*box, len(all))
+	for i, b := range all {
+		serving[i] = b.old
+	}
+	return serving
 }
 
 // changed says how somebody changed the original since it was planned; "" when
@@ -329,7 +388,7 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 		case removeNew:
 			if restarts {
 				// Before the last trace goes: a crash repeats it.
-				if err := h.restart(ctx, all); err != nil {
+				if err := h.restart(ctx, all, oldOf(b)); err != nil {
 					return updater.Restoration{}, err
 				}
 				restarts = false
