@@ -69,7 +69,7 @@ type box struct {
 	Started               time.Time
 	Begun                 int      // its last start, counted over all of the host
 	Uses                  []string // ids of those whose namespaces it lives in
-	Follows               []string // names of those after whose replacement it needs a restart
+	Follows               []string // names of those after whose start it needs a restart
 }
 
 // NewHost returns an empty host.
@@ -97,7 +97,7 @@ func (h *Host) Run(name, ref, digest, restart string, uses ...string) {
 }
 
 // Follow makes a container one that only needs a restart when another is
-// replaced.
+// replaced or restarted.
 func (h *Host) Follow(name, other string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -388,8 +388,7 @@ func (p *Process) Plan(_ context.Context, c *updater.Change, join func(string) (
 		again = false
 		for _, b := range p.workloads() {
 			replace := slices.ContainsFunc(p.used(b), func(n string) bool { return parts[n].Replace })
-			touched := replace || slices.ContainsFunc(p.used(b), func(n string) bool { _, ok := parts[n]; return ok }) ||
-				slices.ContainsFunc(b.Follows, func(n string) bool { return parts[n].Replace })
+			touched := slices.ContainsFunc(slices.Concat(p.used(b), b.Follows), func(n string) bool { _, ok := parts[n]; return ok })
 			part, there := parts[b.Name]
 			if !touched || there && (part.Replace || !replace) {
 				continue

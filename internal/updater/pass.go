@@ -881,10 +881,14 @@ func (p *pass) row(it *item) Row {
 	case it.outcome != nil:
 		p.report(&r, *it.outcome, it.stopped)
 	case recovered && r.Decision == "none":
-		// What was open from before was ended first, and is news.
-		detail := r.Detail
+		// What was open from before was ended first, and is news; so is what
+		// became of it along with another's update, which is no reason of its own.
+		own := r
 		p.report(&r, ended, it.stopped)
-		r.Detail = detail
+		r.Detail = own.Detail
+		if !ended.about(w.ID).Changes() {
+			r.Reason = own.Reason
+		}
 	case it.stopped:
 		r.Outcome = OutcomeOpen
 	default:

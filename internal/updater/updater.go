@@ -198,21 +198,23 @@ func (u *Updater) Finish(ctx context.Context, id string) error {
 func (u *Updater) finish(ctx context.Context, place Place, id string) error {
 	for {
 		rules, _ := u.current()
-		err := New([]Place{place}, rules, u.log).lead(ctx, func(w *work, stop context.Context) {
+		led := New([]Place{place}, rules, u.log).lead(ctx, func(w *work, stop context.Context) {
 			w.recover(stop, id)
 			w.wait()
 		})
-		switch {
-		case errors.Is(err, ErrLed) && sleep(ctx, finishPause):
-			continue
-		case err != nil:
-			return err
+		if led != nil && !errors.Is(led, ErrLed) {
+			return led
 		}
+		// Whoever leads may be at it, and keep the lead when it is over.
 		open, err := place.open(ctx, id)
-		if err == nil && open {
-			err = fmt.Errorf("change %s was left open", id)
+		switch {
+		case err != nil || !open:
+			return err
+		case led == nil:
+			return fmt.Errorf("change %s was left open", id)
+		case !sleep(ctx, finishPause):
+			return led
 		}
-		return err
 	}
 }
 
