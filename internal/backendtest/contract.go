@@ -308,7 +308,7 @@ func (c contract) originalRemoved(t *testing.T) {
 func (c contract) failures(t *testing.T) {
 	for _, done := range []bool{false, true} {
 		struck := func() bool { return true }
-		for n := 1; struck(); n++ {
+		for n := 1; struck() && !t.Failed(); n++ {
 			t.Run(fmt.Sprintf("call %d, done %v", n, done), func(t *testing.T) {
 				name := fmt.Sprintf("fails%d%v", n, done)
 				b := c.Backend(t)
@@ -344,7 +344,7 @@ func (c contract) failures(t *testing.T) {
 func (c contract) failingRestore(t *testing.T) {
 	for _, done := range []bool{false, true} {
 		struck := func() bool { return true }
-		for n := 1; struck(); n++ {
+		for n := 1; struck() && !t.Failed(); n++ {
 			t.Run(fmt.Sprintf("call %d, done %v", n, done), func(t *testing.T) {
 				name := fmt.Sprintf("norestore%d%v", n, done)
 				b := c.Backend(t)

@@ -167,8 +167,7 @@ func TestRecreateOnAnEngine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if w.since != "" && versions.LessThan(e.cli.ClientVersion(), w.since) {
-				// Nothing to prove: this engine cannot hold such a container.
-				return
+				doesNotApply(t, fmt.Sprintf("engines before API %s cannot hold such a container", w.since))
 			}
 			before := e.run(t, w, e.name("img:1"))
 			s := e.snapshot(t, before)
@@ -206,6 +205,7 @@ type engine struct {
 // must be one.
 func newEngine(t *testing.T) *engine {
 	t.Helper()
+	onEngine(t)
 	cli, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = cli.Close() })

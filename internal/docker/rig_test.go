@@ -2,6 +2,7 @@ package docker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -110,7 +111,7 @@ func main() {
 // engine's calls fail.
 type rig struct {
 	cli    *client.Client
-	host   string // DOCKER_HOST
+	host   string // DOCKER_HOST, or a proxy before it that updaterd must do with
 	prefix string // of all names of this run
 	repo   string // of the images
 	base   v1.Image
@@ -122,6 +123,24 @@ type rig struct {
 	fail atomic.Pointer[func(call string, done bool) error]
 }
 
+// onEngine marks a test that runs on an engine, for the table of all engines.
+func onEngine(t *testing.T) {
+	t.Helper()
+	if about := os.Getenv("UPDATERD_ENGINE_ABOUT"); about != "" {
+		t.Attr("engine", about)
+	}
+}
+
+// isPodmanRun reports whether the tests run on Podman.
+func isPodmanRun() bool { return os.Getenv("UPDATERD_ENGINE") == "podman" }
+
+// doesNotApply skips a test that proves nothing on this engine, and says why.
+func doesNotApply(t *testing.T, why string) {
+	t.Helper()
+	t.Attr("does-not-apply", why)
+	t.Skip(why)
+}
+
 // newRig returns a rig on the engine at DOCKER_HOST or the default socket.
 func newRig(t *testing.T) *rig {
 	t.Helper()
@@ -130,6 +149,7 @@ func newRig(t *testing.T) *rig {
 
 func newRigOn(t *testing.T, base v1.Image) *rig {
 	t.Helper()
+	onEngine(t)
 	cli, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = cli.Close() })
@@ -140,7 +160,7 @@ func newRigOn(t *testing.T, base v1.Image) *rig {
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(server.Close)
 	r := &rig{
-		cli: cli, host: cli.DaemonHost(), prefix: fmt.Sprintf("swap%d", time.Now().UnixNano()%1e9),
+		cli: cli, host: cmp.Or(os.Getenv("UPDATERD_ENGINE_FRONT"), cli.DaemonHost()), prefix: fmt.Sprintf("swap%d", time.Now().UnixNano()%1e9),
 		images: map[string]v1.Image{},
 	}
 	r.repo = strings.TrimPrefix(server.URL, "http://") + "/" + r.prefix
@@ -376,6 +396,14 @@ func (r *rig) local(t *testing.T, tag string) string {
 	}
 	require.NoError(t, err)
 	return img.ID
+}
+
+// tagsOfTheImage are all that stand for the image that a tag stands for.
+func (r *rig) tagsOfTheImage(t *testing.T, tag string) []string {
+	t.Helper()
+	img, err := r.cli.ImageInspect(t.Context(), tag)
+	require.NoError(t, err)
+	return img.RepoTags
 }
 
 func (r *rig) remove(t *testing.T, name string) {

@@ -376,6 +376,9 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 		case restorePolicy:
 			err = h.setPolicy(ctx, b[i].old, scenes[i].wanted)
 		case startOld:
+			if err = h.reattach(ctx, p, b[i].old); err != nil {
+				break
+			}
 			if err = h.start(ctx, b[i].old); err != nil {
 				err = h.blameThief(ctx, b[i].old, err)
 			}
