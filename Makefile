@@ -14,7 +14,7 @@ ENGINE := ./e2e/engine.sh run
 
 .PHONY: help
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/updaterd, static
@@ -35,6 +35,23 @@ test: build race compose ## Run all tests, with a real Docker Engine
 .PHONY: compose
 compose:
 	go run -C e2e ./cmd/compose version
+
+# What each engine's run said is kept in bin/engines; the page is made of the last
+# whole run on each. To try one thing: make test-engines ENGINES=podman RUN=Probe
+ENGINES ?= 20.10 29 podman proxy
+.PHONY: test-engines
+test-engines: build ## Run the tests that touch an engine on all of ENGINES, and write docs/engines.md
+	@mkdir -p bin/engines
+	@go build -C e2e -o ../bin/matrix ./cmd/matrix
+	@failed=; for engine in $(ENGINES); do \
+		echo "== engine $$engine"; \
+		{ CI=true UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) --engine=$$engine sh -c '\
+			go test -json -count=1 -timeout=60m $(if $(RUN),-run "$(RUN)") ./internal/docker; \
+			cd e2e && go test -json -count=1 -p=1 -timeout=60m $(if $(RUN),-run "$(RUN)") .'; } \
+			| bin/matrix record bin/engines/$$engine.json || failed="$$failed $$engine"; \
+	done; \
+	$(if $(RUN),,bin/matrix write docs/engines.md $(patsubst %,bin/engines/%.json,20.10 29 podman proxy);) \
+	test -z "$$failed" || { echo "failed on:$$failed" >&2; exit 1; }
 
 # The race detector is C.
 .PHONY: race

@@ -72,6 +72,8 @@ type Engine struct {
 	lock  *os.File
 	child *child
 	proxy *child
+	// timers ends checkHealth; nil where the engine checks by itself.
+	timers context.CancelFunc
 }
 
 // child is a dockerd under way; done is closed when it has ended.
@@ -172,6 +174,11 @@ func Start(ctx context.Context, opts Options) (*Engine, error) {
 	}
 	if err == nil && opts.Kind == Proxied {
 		err = e.launchProxy(ctx)
+	}
+	if err == nil && opts.Kind == Podman {
+		var timed context.Context
+		timed, e.timers = context.WithCancel(context.Background())
+		go checkHealth(timed, e.Host)
 	}
 	if err != nil {
 		return nil, errors.Join(err, e.Stop())
@@ -401,6 +408,9 @@ func (e *Engine) Stop() error {
 		return nil
 	}
 	var errs []error
+	if e.timers != nil {
+		e.timers()
+	}
 	if e.child != nil {
 		errs = append(errs, e.Thaw(), e.Kill())
 	}
