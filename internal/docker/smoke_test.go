@@ -224,12 +224,20 @@ func TestSmoke(t *testing.T) {
 				got, err := r.h.runTest(t.Context(), r.name(kind), spec, 30*time.Second)
 				require.NoError(t, err)
 				require.Zero(t, got.ExitCode, got.Output)
-				address := loopback
+				// Podman does not show which network was the first, nor calls its
+				// bridge so.
+				answers := []string{loopback}
 				if !tt.loopback {
-					address = b.NetworkSettings.Networks[tt.mode].IPAddress
-					require.NotEmpty(t, address)
+					answers = nil
+					for _, e := range b.NetworkSettings.Networks {
+						answers = append(answers, e.IPAddress)
+					}
 				}
-				require.Equal(t, fmt.Sprintf("local/%s %s:%s %s\nit answers", r.name(kind), r.repo, kind, address), got.Output)
+				for i, address := range answers {
+					require.NotEmpty(t, address)
+					answers[i] = fmt.Sprintf("local/%s %s:%s %s\nit answers", r.name(kind), r.repo, kind, address)
+				}
+				require.Contains(t, answers, got.Output)
 				if tt.more != "" {
 					require.Len(t, (<-seen).NetworkSettings.Networks, 2, "it is on all networks of the workload")
 				}
