@@ -24,6 +24,20 @@ func TestEveryReasonIsDocumented(t *testing.T) {
 	}
 }
 
+// TestEveryEventIsDocumented, where people choose what they want to be told of.
+func TestEveryEventIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/notifications.md")
+	require.NoError(t, err)
+	keys, err := os.ReadFile("../../docs/configuration.md")
+	require.NoError(t, err)
+	words := constants(t, "../../internal/updater/journal.go", "Event")
+	require.Greater(t, len(words), 8)
+	for _, word := range words {
+		require.Contains(t, string(page), "\n| `"+word+"` |", "docs/notifications.md has no row for %s", word)
+		require.Contains(t, string(keys), "`"+word+"`", "docs/configuration.md does not name %s", word)
+	}
+}
+
 // constants are the values of the string constants of a type in a file.
 func constants(t *testing.T, file, typ string) []string {
 	t.Helper()

@@ -270,7 +270,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"two addresses", "notify: [{url: 'http://a', url-file: /dev/null}]", `:1: notify[0]: has both url and url-file; keep one`},
 		{"an address that is none", "notify: [{url: 'ftp://token@a'}]", `:1: notify[0].url: is no http or https address; write one such as https://example.com/hook`},
 		{"an event that is none", "notify: [{url: 'http://a', on: [updatd]}]", `:1: notify[0].on: "updatd" is no event; did you mean updated?`},
-		{"no event", "notify: [{url: 'http://a', on: []}]", `:1: notify[0].on: names no event, so nothing would be told; name some of updated, restored, failed, refused, superseded, forgotten, rolled-back, or remove the key`},
+		{"no event", "notify: [{url: 'http://a', on: []}]", `:1: notify[0].on: names no event, so nothing would be told; name some of updated, restored, failed, refused, superseded, forgotten, rolled-back, recreated, restarted, or remove the key`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

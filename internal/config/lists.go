@@ -418,6 +418,7 @@ func readEvents(r raw) ([]updater.Event, error) {
 	known := []updater.Event{
 		updater.EventUpdated, updater.EventRestored, updater.EventFailed, updater.EventRefused,
 		updater.EventSuperseded, updater.EventForgotten, updater.EventRolledBack,
+		updater.EventRecreated, updater.EventRestarted,
 	}
 	texts := make([]string, len(known))
 	for i, e := range known {
