@@ -31,6 +31,9 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 	if _, err := h.connect(ctx); err != nil {
 		return updater.Applied{}, err
 	}
+	if err := h.stepAside(ctx, c, all, updater.OldSide); err != nil {
+		return updater.Applied{}, err
+	}
 	h.mu.Lock()
 	wary := h.prepared[c.ID]
 	delete(h.prepared, c.ID)
@@ -228,10 +231,11 @@ func (h *Host) startNext(ctx context.Context, all []piece, b []boxes, next int) 
 			switch {
 			case lookErr != nil || now == nil:
 			case endedByItself(now, h.isPodman()):
-				return errors.Join(ended(all[j], now), err)
+				return &updater.Fault{Verdict: updater.Bad, Workload: all[j].Workload,
+					Err: fmt.Errorf("%s: it exited with code %d right after its start: %w", all[j].Workload, now.State.ExitCode, err)}
 			case now.RestartCount >= mostRestarts:
-				return errors.Join(&updater.Fault{Verdict: updater.Bad, Workload: all[j].Workload,
-					Err: fmt.Errorf("it was restarted %d times right after its start", now.RestartCount)}, err)
+				return &updater.Fault{Verdict: updater.Bad, Workload: all[j].Workload,
+					Err: fmt.Errorf("%s: it was restarted %d times right after its start: %w", all[j].Workload, now.RestartCount, err)}
 			default:
 				crashing = crashing || now.State.Restarting || now.RestartCount > 0
 			}
@@ -327,6 +331,11 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 	}
 	if _, err := h.connect(ctx); err != nil {
 		return updater.Restoration{}, err
+	}
+	if c.Disturbed { // else only what was created goes
+		if err := h.stepAside(ctx, c, all, updater.NewSide); err != nil {
+			return updater.Restoration{}, err
+		}
 	}
 	h.mu.Lock()
 	delete(h.prepared, c.ID)
@@ -464,6 +473,9 @@ func (h *Host) Commit(ctx context.Context, c updater.Change) error {
 		return err
 	}
 	if _, err := h.connect(ctx); err != nil {
+		return err
+	}
+	if err := h.stepAside(ctx, c, all, updater.OldSide); err != nil {
 		return err
 	}
 	scenes, b, err := h.look(ctx, all)
