@@ -279,7 +279,9 @@ func (h *Host) returnTag(ctx context.Context, c updater.Change, p piece, newID, 
 		return err
 	}
 	for _, other := range all {
-		if other.ID == newID || other.ImageID != newImage {
+		// One that the engine removes by itself (--rm) is listed a moment longer.
+		ours := other.ID == newID || other.Labels[labelReplaces] == p.ID && other.Labels[labelChange] == p.change
+		if ours || other.ImageID != newImage {
 			continue
 		}
 		if t, err := localTag(other.Image); err == nil && t == tag {

@@ -333,6 +333,9 @@ func TestTracesThatChangesLeave(t *testing.T) {
 		"started first, both serve":                     {[]container.Summary{c("old", "web", up, nil), c("new", "web.updaterd-new", up, ours(labelStartFirst, "true"))}, updater.Restoring},
 		"started first, the original set aside":         {[]container.Summary{c("old", "web.updaterd-old", up, nil), c("new", "web.updaterd-new", up, ours(labelStartFirst, "true"))}, updater.Restoring},
 		"started first and in its place, which is late": {[]container.Summary{c("old", "web.updaterd-old", up, nil), c("new", "web", up, ours(labelStartFirst, "true"))}, updater.Committing},
+		"a copy that was not started":                   {[]container.Summary{c("old", "web", container.StateCreated, map[string]string{labelCopy: "c1"})}, updater.Restoring},
+		"a copy of one that did not run":                {[]container.Summary{c("old", "web", container.StateCreated, map[string]string{labelCopy: "c1", labelIdle: "exited"})}, ""},
+		"a copy that was started":                       {[]container.Summary{c("old", "web", down, map[string]string{labelCopy: "c1"})}, ""},
 		"a change that the journal knows":               {[]container.Summary{c("old", "web.updaterd-old", down, nil), c("new", "web", up, ours(labelChange, "known"))}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

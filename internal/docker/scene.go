@@ -37,8 +37,8 @@ const (
 	// started has a colon and the state it is in behind its id.
 	labelGroup    = labelPrefix + "group"
 	labelRestarts = labelPrefix + "restarts"
-	// labelIdle is on a new container that is not to be started: the state that
-	// the original is in.
+	// labelIdle is on a new container, or a copy, that is not to be started: the
+	// state that the original was in.
 	labelIdle = labelPrefix + "idle"
 	// labelStartFirst is on a new container that runs beside its original until
 	// it has passed the gate.

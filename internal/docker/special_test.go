@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -39,7 +40,9 @@ func kinds(net string) []kind {
 		{name: "created", settings: updater.Settings{IncludeStopped: true}},
 		{name: "exited", settings: updater.Settings{IncludeStopped: true}, ready: func(t *testing.T, r *rig, name string) {
 			require.NoError(t, r.cli.ContainerStop(t.Context(), name, container.StopOptions{}))
-		}, edit: func(_ *container.Config, h *container.HostConfig) { h.RestartPolicy.Name = container.RestartPolicyAlways }},
+		}, edit: func(_ *container.Config, h *container.HostConfig) {
+			h.RestartPolicy.Name = container.RestartPolicyAlways
+		}},
 		{name: "paused", settings: updater.Settings{IncludeStopped: true}, ready: func(t *testing.T, r *rig, name string) {
 			require.NoError(t, r.cli.ContainerPause(t.Context(), name))
 		}},
@@ -189,4 +192,142 @@ func TestSpecialOnes(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestCrashesOfSpecialOnes kills the process after calls that change something,
+// and its successor in the middle of recovery, with the journal kept and lost.
+// Every call of a good start-first is met with either; the others share them out.
+func TestCrashesOfSpecialOnes(t *testing.T) {
+	base := baseImage(t)
+	subnets := newRigOn(t, base)
+	subnets.freeSubnet(t, "net")
+	for _, k := range kinds(subnets.name("net")) {
+		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRigOn(t, base)
+			old, bad, better := command("serve"), command("exit", "3"), command("serve", "new")
+			r.image(t, "app", old)
+			r.pull(t, "app")
+			for _, good := range []bool{true, false} {
+				if !good && k.idle() {
+					continue // nothing is judged
+				}
+				to := better
+				if !good {
+					to = bad
+				}
+				s := specialCrash{kind: k, good: good, old: r.local(t, "app"), digest: r.image(t, "app", to)}
+				for _, odd := range []int{0, 1} {
+					stride := 1
+					if k.name != "start-first" || !good {
+						if odd == 1 {
+							break
+						}
+						stride = 2
+					}
+					for s.n = 0; ; s.n += stride {
+						s.lost = odd == (s.n/stride)%2
+						s.again = (s.n + len(k.name)) % 5
+						ended := false
+						t.Run(fmt.Sprintf("good %v, journal lost %v, call %d, then %d", good, s.lost, s.n, s.again), func(t *testing.T) {
+							ended = r.crashSpecial(t, s)
+						})
+						if ended || t.Failed() {
+							break
+						}
+					}
+				}
+				r.image(t, "app", old)
+			}
+		})
+	}
+}
+
+type specialCrash struct {
+	kind
+	good, lost  bool
+	n, again    int
+	old, digest string
+}
+
+// crashSpecial is one update that is killed at call n, and its recovery, which
+// is killed at call again. It reports whether the update came to its end first.
+func (r *rig) crashSpecial(t *testing.T, k specialCrash) (ended bool) {
+	const name = "web"
+	defer r.reset(t, name)
+	require.NoError(t, r.cli.ImageTag(t.Context(), k.old, r.repo+":app"))
+	before := k.start(t, r, name, r.repo+":app")
+	c := r.change(name, "app", "app", k.digest)
+	c.ID = fmt.Sprintf("%s-%v-%v-%d", k.name, k.good, k.lost, k.n)
+	c.Parts[0].Settings = k.settings
+	c.Parts[0].Settings.Keep = 1
+	first := &process{rig: r, host: r.backend(t), journal: &c}
+	require.NoError(t, first.host.Plan(t.Context(), first.journal, nil))
+
+	died := r.crashAt(k.n, true)
+	err := first.goOn(t, k.good)
+	r.failNth(0, false)
+	if died() == "" {
+		require.NoError(t, err)
+		ended, k.lost = k.n > 0, false
+	}
+	last := *first.journal
+	for life, n := range []int{k.again, 0} {
+		next := &process{rig: r, host: r.backend(t), journal: &last}
+		died := r.crashAt(n, true)
+		err := next.recover(t, crash{good: k.good, lost: k.lost})
+		for range 2 {
+			if err != nil && died() == "" { // as the driver insists
+				time.Sleep(200 * time.Millisecond)
+				err = next.recover(t, crash{good: k.good, lost: k.lost})
+			}
+		}
+		if errors.Is(err, updater.ErrSuperseded) && k.name == "rm" && k.lost && !k.good {
+			err = nil // nothing is left
+		}
+		r.failNth(0, false)
+		last = *next.journal
+		if died() == "" {
+			require.NoError(t, err, "life %d", life)
+			break
+		}
+	}
+
+	web, err := r.cli.ContainerInspect(t.Context(), r.name(name))
+	if k.name == "rm" && k.lost && !k.good && (cerrdefs.IsNotFound(err) || web.Image != before.Image) {
+		// The engine removed the original, and the record went with the journal: the
+		// new one is all there is, or was.
+		return ended
+	}
+	require.NoError(t, err)
+	switch {
+	case web.ID == before.ID:
+		asItWas(t, before, web)
+	case web.Image == before.Image:
+		require.Equal(t, "rm", k.name, "a copy, although the original was there")
+		require.True(t, web.State.Running)
+		require.Equal(t, before.Mounts[0].Name, web.Mounts[0].Name)
+	case k.idle():
+		require.Equal(t, container.StateCreated, web.State.Status, "it was started")
+	default:
+		require.True(t, web.State.Running && !web.State.Restarting, "%+v", web.State)
+	}
+	require.Equal(t, before.HostConfig.RestartPolicy, web.HostConfig.RestartPolicy)
+	require.Equal(t, web.Image == before.Image, !k.good || web.Image == before.Image, "the bad image stays")
+	if k.n == 0 && k.good {
+		require.NotEqual(t, before.Image, web.Image)
+	}
+	if web.Image == before.Image && !k.lost {
+		require.Equal(t, k.old, r.local(t, "app"), "the local tag is back")
+	}
+	left := r.leftovers(t, name)
+	if k.name == "rm" && k.lost {
+		// Where no container is left to tell of the change, its tag waits for the next.
+		left = slices.DeleteFunc(left, func(s string) bool { return strings.HasPrefix(s, keptRepository) })
+	}
+	require.Empty(t, left)
+	found, err := r.backend(t).Traces(t.Context(), nil)
+	require.NoError(t, err)
+	require.Empty(t, r.mine(found))
+	return ended
 }

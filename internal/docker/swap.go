@@ -424,6 +424,7 @@ func (h *Host) restored(ctx context.Context, c updater.Change, all []piece, scen
 		switch backward(scenes[i]) {
 		case kept:
 			r.Kept = true
+			h.untagKept(ctx, p)
 			continue
 		case superseded:
 			if old := b[i].old; old != nil && old.name() == p.Name+suffixOld {
@@ -615,6 +616,9 @@ func (h *Host) copyOriginal(ctx context.Context, p piece, all []piece, b []boxes
 	}
 	maps.DeleteFunc(spec.Config.Labels, func(k, _ string) bool { return passing(k) })
 	spec.Config.Labels[labelCopy] = p.change
+	if p.Idle {
+		spec.Config.Labels[labelIdle] = p.Status
+	}
 	tag, err := localTag(was.Config.Image)
 	if err != nil {
 		return err

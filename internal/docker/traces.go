@@ -25,6 +25,7 @@ import (
 //	aside     X         yes       to be judged again
 //	gone      X-new     -         to be restored: the new one is all there is
 //	aside     none      -         to be restored, if nothing is named X
+//	a copy    none      -         to be restored, if it was never started
 //
 // An original under a name that a person gave it, beside a new one named X, is
 // that person's decision: nothing is under way then. A group is over when all of
@@ -98,6 +99,11 @@ func traces(all []container.Summary, owner string, known map[string]bool, now ti
 		}
 	}
 	for _, o := range all {
+		if id := o.Labels[labelCopy]; id != "" && o.State == container.StateCreated && o.Labels[labelIdle] == "" && !known[id] && !taken[o.ID] {
+			found = append(found, trace{change: id, phase: updater.Restoring,
+				parts: []traceOf{{name: nameOf(o), old: o.ID, replaces: o.ID}}})
+			continue
+		}
 		name, aside := strings.CutSuffix(nameOf(o), suffixOld)
 		_, there := byName[name]
 		if aside && name != "" && !there && !taken[o.ID] {
