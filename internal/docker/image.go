@@ -73,6 +73,16 @@ func localTag(ref string) (string, error) {
 	return reference.TagNameOnly(named).String(), nil
 }
 
+// hasTag reports whether ref names a tag, with or without a digest.
+func hasTag(ref string) bool {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return false
+	}
+	_, ok := named.(reference.Tagged)
+	return ok
+}
+
 // byDigest is ref's repository with this digest.
 func byDigest(ref, dgst string) (string, error) {
 	named, err := reference.ParseNormalizedNamed(ref)

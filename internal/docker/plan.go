@@ -190,9 +190,9 @@ func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin)
 		return origin{}, err
 	}
 	if !p.Replace {
-		return o, h.itself(ctx, old)
+		return o, h.itself(ctx, c, old, all)
 	}
-	if err := h.itself(ctx, old); err != nil {
+	if err := h.itself(ctx, c, old, all); err != nil {
 		return origin{}, err
 	}
 	if err := h.inTheWay(ctx, old); err != nil {
@@ -283,6 +283,12 @@ func (h *Host) planImage(ctx context.Context, p updater.Part, o *origin) error {
 		}
 		if o.NewTag = img == nil; img != nil {
 			o.TagImage = img.ID
+		}
+	} else if h.isPodman() && hasTag(p.To.Ref) {
+		// The container would say the digest alone, and nobody could follow the tag.
+		return &updater.Refusal{
+			Reason: updater.InvalidSettings,
+			Detail: "Podman forgets the tag of a reference with a digest: take write: digest away",
 		}
 	}
 	ref, err := byDigest(p.To.Ref, p.To.Digest)

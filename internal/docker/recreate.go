@@ -285,11 +285,17 @@ func userEnv(env, imageEnv []string, shortID string) []string {
 		return m
 	}
 	now, was := byKey(env), byKey(imageEnv)
+	podman := slices.Contains(env, "container=podman")
 	return slices.DeleteFunc(slices.Clone(env), func(e string) bool {
 		key, _, _ := strings.Cut(e, "=")
 		// Podman shows the host name it generated as a variable; kept, the new
 		// container would go by the old one's name.
-		return slices.Equal(now[key], was[key]) || e == "HOSTNAME="+shortID
+		if slices.Equal(now[key], was[key]) || e == "HOSTNAME="+shortID {
+			return true
+		}
+		// It shows its own defaults too; kept, they would win over a new image's.
+		return podman && (e == "container=podman" || e == "TERM=xterm" || e == "HOME=/root" ||
+			e == "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	})
 }
 

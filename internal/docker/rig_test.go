@@ -319,6 +319,10 @@ func (r *rig) look(t *testing.T, name string) string {
 	require.NoError(t, err)
 	maps.DeleteFunc(c.Config.Labels, func(k, _ string) bool { return strings.HasPrefix(k, labelPrefix) })
 	c.Config.Hostname = ""
+	if isPodmanRun() { // in no order, and with the host name it generated
+		c.Config.Env = slices.DeleteFunc(c.Config.Env, func(e string) bool { return e == "HOSTNAME="+c.ID[:12] })
+		slices.Sort(c.Config.Env)
+	}
 	r.nameOthers(t, c.HostConfig)
 	text, err := json.MarshalIndent(map[string]any{
 		"image": c.Image, "running": c.State.Running || c.State.Restarting, "config": c.Config, "host": c.HostConfig,

@@ -81,6 +81,24 @@ func (h *Host) Workloads(ctx context.Context) ([]updater.Workload, error) {
 		images[refs[i]] = img
 	}
 
+	// Podman always lists the reference as it was written, and an image that has
+	// lost its tag has no digests there either.
+	var unknown []string
+	for _, c := range found {
+		if img := images[c.ImageID]; !isImageID(c.Image) && img != nil && len(digestsOf(c.Image, img)) == 0 {
+			unknown = append(unknown, c.Image)
+		}
+	}
+	slices.Sort(unknown)
+	unknown = slices.Compact(unknown)
+	inspectedTags, err := inParallel(ctx, unknown, h.imageOf)
+	if err != nil {
+		return nil, err
+	}
+	for i, img := range inspectedTags {
+		images[unknown[i]] = img
+	}
+
 	var workloads []updater.Workload
 	for _, c := range found {
 		ref, ok := written[c.ID]
@@ -88,7 +106,7 @@ func (h *Host) Workloads(ctx context.Context) ([]updater.Workload, error) {
 			continue // it has gone while we looked
 		}
 		tag := images[c.ImageID]
-		if isImageID(c.Image) {
+		if isImageID(c.Image) || slices.Contains(unknown, ref) {
 			tag = images[ref]
 		}
 		w := workload(h.name, c, ref, images[c.ImageID], tag)
