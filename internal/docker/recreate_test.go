@@ -53,7 +53,7 @@ func TestRecreate(t *testing.T) {
 				requireUnsupported(t, err)
 				got.Refused = err.Error()
 			}
-			c, err := recreate(s, newImage, ref, nil)
+			c, err := recreate(s, newImage, ref, readMoved(t, dir))
 			if err != nil {
 				requireUnsupported(t, err)
 				require.Equal(t, got.Refused, err.Error(), "what recreate refuses must be refused before anything is disturbed")
@@ -99,6 +99,14 @@ func readRow(t testing.TB, dir string) (s snapshot, newImage json.RawMessage, re
 		Container: read(t, filepath.Join(dir, "container.json")), Image: read(t, filepath.Join(dir, "old-image.json")),
 		API: given.API, Daemon: given.Daemon, NetworkNames: given.Networks, Fresh: given.Fresh,
 	}, read(t, filepath.Join(dir, "new-image.json")), given.Ref
+}
+
+// readMoved is what a row has instead of what its container uses.
+func readMoved(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	var given struct{ Moved map[string]string }
+	require.NoError(t, json.Unmarshal(read(t, filepath.Join(dir, "given.json")), &given))
+	return given.Moved
 }
 
 func requireUnsupported(t testing.TB, err error) {
