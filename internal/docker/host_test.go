@@ -594,7 +594,7 @@ func TestSettingsThatAreNotHonouredAreRefused(t *testing.T) {
 		require.NoError(t, err)
 		return identity{ids: []string{b.ID[:12]}}
 	}
-	refused(t, h.Plan(t.Context(), &c, nil), updater.Unsupported, "its own program")
+	refused(t, h.Plan(t.Context(), &c, nil), updater.Unsupported, "itself")
 }
 
 // TestALookAtManyContainers counts what a look costs: one list, and one more
