@@ -578,17 +578,10 @@ func TestHooksAndProbes(t *testing.T) {
 	require.Error(t, err, "there is no new side yet")
 }
 
-func TestSettingsThatAreNotHonouredAreRefused(t *testing.T) {
+func TestItselfIsRefused(t *testing.T) {
 	r := newRig(t)
 	h := r.backend(t)
 	c := r.begin(t, "settings", command("serve"), nil)
-	for key, s := range map[string]updater.Settings{
-		"start-first": {StartFirst: true}, "include-stopped": {IncludeStopped: true}, "no-rollback": {NoRollback: true},
-	} {
-		c.Parts[0].Settings = s
-		refused(t, h.Plan(t.Context(), &c, nil), updater.InvalidSettings, key)
-	}
-	c.Parts[0].Settings = updater.Settings{}
 	h.self = func() identity {
 		b, err := h.inspect(context.Background(), r.name("settings"))
 		require.NoError(t, err)

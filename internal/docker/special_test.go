@@ -194,6 +194,79 @@ func TestSpecialOnes(t *testing.T) {
 	}
 }
 
+// TestSpecialOnesThatAreRefused: without its setting, or where it cannot be.
+func TestSpecialOnesThatAreRefused(t *testing.T) {
+	r := newRig(t)
+	h := r.backend(t)
+	for _, k := range kinds("none") {
+		r.image(t, k.name, command("serve"))
+		r.pull(t, k.name)
+		before := k.start(t, r, k.name, r.repo+":"+k.name)
+		c := r.change(k.name, k.name, k.name, r.image(t, k.name, command("serve", "new")))
+		switch {
+		case k.idle():
+			refused(t, h.Plan(t.Context(), &c, nil), updater.NotRunning, map[string]string{
+				"created": "it is created: start it", "exited": "it is exited: start it", "paused": "docker unpause",
+			}[k.name])
+		case k.name == "rm":
+			refused(t, h.Plan(t.Context(), &c, nil), updater.Unsupported, "updaterd.no-rollback=true")
+			c.Parts[0].Settings = updater.Settings{NoRollback: true, StartFirst: true}
+			refused(t, h.Plan(t.Context(), &c, nil), updater.Unsupported, "start-first: it is run with --rm")
+		default:
+			require.NoError(t, h.Plan(t.Context(), &c, nil))
+		}
+		asItWas(t, before, r.inspect(t, k.name))
+		all, err := h.Workloads(t.Context())
+		require.NoError(t, err)
+		i := slices.IndexFunc(all, func(w updater.Workload) bool { return w.ID == c.Unit })
+		require.GreaterOrEqual(t, i, 0)
+		require.Equal(t, k.idle(), all[i].Skip != nil && all[i].Skip.Reason == updater.NotRunning, k.name)
+	}
+}
+
+func TestWhatCannotRunBesideItsReplacement(t *testing.T) {
+	const plain = `"Config":{},"HostConfig":{"NetworkMode":"mine"},"NetworkSettings":{"Networks":{"mine":{"Aliases":["web"],"MacAddress":"02:42:ac:11:00:02"}}}`
+	host := func(h string) string { return strings.Replace(plain, `"NetworkMode":"mine"`, h, 1) }
+	network := func(n string) string {
+		return strings.Replace(plain, `"Aliases":["web"],"MacAddress":"02:42:ac:11:00:02"`, n, 1)
+	}
+	for name, row := range map[string]struct {
+		inspect string
+		parts   int
+		why     string // "": it can
+	}{
+		"a name and an alias":          {plain, 1, ""},
+		"no network":                   {host(`"NetworkMode":"none"`), 1, ""},
+		"a port that the engine picks": {host(`"PortBindings":{"80/tcp":[{"HostPort":""},{"HostPort":"0"}]}`), 1, ""},
+		"something read-only":          {plain + `,"Mounts":[{"Type":"bind","Destination":"/conf"}]`, 1, ""},
+		"memory of its own":            {plain + `,"Mounts":[{"Type":"tmpfs","Destination":"/tmp","RW":true}]`, 1, ""},
+		"a host port":                  {host(`"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}`), 1, "port 80/tcp as 8080"},
+		"a range of host ports":        {host(`"PortBindings":{"80/tcp":[{"HostPort":"8080-8090"}]}`), 1, "as 8080-8090"},
+		"the host's network":           {host(`"NetworkMode":"host"`), 1, "network host"},
+		"another's network":            {host(`"NetworkMode":"container:vpn"`), 1, "network container:vpn"},
+		"--rm":                         {host(`"AutoRemove":true`), 1, "--rm"},
+		"a fixed address":              {network(`"IPAMConfig":{"IPv4Address":"10.0.0.9"}`), 1, "fixed address in network mine"},
+		"a fixed IPv6 address":         {network(`"IPAMConfig":{"IPv6Address":"fd00::9"}`), 1, "fixed address in network mine"},
+		"a fixed link-local address":   {network(`"IPAMConfig":{"LinkLocalIPs":["169.254.3.4"]}`), 1, "fixed address in network mine"},
+		"a MAC address":                {strings.Replace(plain, `"Config":{}`, `"Config":{"MacAddress":"52:54:00:12:34:56"}`, 1), 1, "MAC address"},
+		"a maker's MAC address":        {network(`"MacAddress":"00:16:3e:11:00:02"`), 1, "MAC address of its own in network mine"},
+		"a volume":                     {plain + `,"Mounts":[{"Type":"volume","Name":"data","Destination":"/data","RW":true}]`, 1, "mounted at /data"},
+		"a directory of the host":      {plain + `,"Mounts":[{"Type":"bind","Source":"/srv","Destination":"/srv","RW":true}]`, 1, "mounted at /srv"},
+		"others that move along":       {plain, 2, "together with other containers"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := refuseOverlap(snapshot{Container: []byte("{" + row.inspect + "}")}, row.parts)
+			if row.why == "" {
+				require.NoError(t, err)
+				return
+			}
+			refused(t, err, updater.Unsupported, row.why)
+			refused(t, err, updater.Unsupported, "start-first: ")
+			refused(t, err, updater.Unsupported, "take the setting away")
+		})
+	}
+}
+
 // TestCrashesOfSpecialOnes kills the process after calls that change something,
 // and its successor in the middle of recovery, with the journal kept and lost.
 // Every call of a good start-first is met with either; the others share them out.
