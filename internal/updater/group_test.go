@@ -247,6 +247,8 @@ func TestOutcomesOfAGroup(t *testing.T) {
 			detail: "local/vpn: it exited", told: []string{"restored vpn", "restored app", "restored box"}, rejected: []string{"vpn"}},
 		{name: "one that turns sick when the others are well", vpn: good, app: good, box: backendtest.TurnsSick, outcome: updater.OutcomeRestored,
 			detail: "local/box: its health check fails", told: []string{"restored vpn", "restored app", "restored box"}, rejected: []string{"box"}},
+		{name: "one that never gets well is waited for when the others are", vpn: good, app: backendtest.Hangs, outcome: updater.OutcomeRestored,
+			detail: "local/app: its health check has not passed yet", told: []string{"restored vpn", "restored app", "restored box"}, rejected: []string{"app"}},
 		{name: "one that cannot start", vpn: good, app: backendtest.CannotStart, box: good, outcome: updater.OutcomeRestored,
 			detail: "no such file", told: []string{"restored vpn", "restored app", "restored box"}, rejected: []string{"app"}},
 		{name: "one whose port is taken puts all off", vpn: good, app: backendtest.PortTaken, outcome: updater.OutcomeRestored,
@@ -715,4 +717,101 @@ func TestWhatIsSaidOfWhatMovesAlong(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestAGroupAtEveryStep lets something happen at each step of a change of a group,
+// good and bad, and looks what the next passes make of it.
+func TestAGroupAtEveryStep(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		happen func(w *world, stop func())
+		// stranger is what a person put in the place of one of them: it stays, and
+		// what lives in it cannot be helped.
+		stranger string
+	}{
+		{name: "updaterd is told to stop", happen: func(_ *world, stop func()) { stop() }},
+		{name: "the lead is lost", happen: func(w *world, _ func()) { w.disk.Depose() }},
+		{name: "the engine is away for ten seconds", happen: func(w *world, _ func()) {
+			w.host.Down(true)
+			time.AfterFunc(10*time.Second, func() { w.host.Down(false) })
+		}},
+		{name: "the power is cut", happen: func(w *world, _ func()) {
+			w.host.Kill()
+			time.AfterFunc(10*time.Second, w.host.Boot)
+		}},
+		{name: "the disk is full for a minute", happen: func(w *world, _ func()) {
+			w.disk.SetFull(true)
+			time.AfterFunc(time.Minute, func() { w.disk.SetFull(false) })
+		}},
+		{name: "the original of what they live in is pruned", happen: func(w *world, _ func()) { w.host.Remove("vpn.updaterd-old") }},
+		{name: "the original of one of them is pruned", happen: func(w *world, _ func()) { w.host.Remove("app.updaterd-old") }},
+		{name: "somebody replaces one of them", stranger: "box", happen: func(w *world, _ func()) {
+			w.host.Remove("box")
+			w.host.Run("box", "theirs:9", oldDigest, "no")
+		}},
+	} {
+		for _, b := range []backendtest.Behaviour{backendtest.Good, backendtest.TurnsSick} {
+			t.Run(fmt.Sprintf("%s, %s image", tt.name, b), func(t *testing.T) {
+				t.Parallel()
+				n := 1
+				for more := true; more; n++ {
+					inGroup(t, backendtest.Good, b, "", func(t *testing.T, w *world) {
+						w.registry.Publish("theirs:9", oldDigest)
+						ctx, stop := context.WithCancel(t.Context())
+						defer stop()
+						step, at := 0, ""
+						w.on = func(what string, done bool) {
+							if step++; step == n {
+								at = fmt.Sprintf("at %d: %s (done: %v)", n, what, done)
+								tt.happen(w, stop)
+							}
+						}
+						u, _ := w.process(0)
+						_, err := u.Once(ctx, nil)
+						require.NoError(t, err, at)
+						more = at != ""
+						w.on = nil
+						for range 3 {
+							time.Sleep(time.Hour + time.Minute) // what was unclear is tried again
+							w.once()
+						}
+						if tt.stranger != "" && more {
+							w.standsBeside(tt.stranger, at)
+							return
+						}
+						switch b {
+						case backendtest.Good:
+							w.groupHolds(at, "vpn", "app")
+						default:
+							w.groupHolds(at, "vpn")
+						}
+					})
+				}
+				require.Greater(t, n, 40)
+			})
+		}
+	}
+}
+
+// standsBeside checks that a stranger was left alone, and that the others run,
+// each in what it lives in, all in their places.
+func (w *world) standsBeside(stranger, when string) {
+	w.t.Helper()
+	for _, name := range []string{"app", "box", "vpn"} {
+		c, ok := w.find(name)
+		require.True(w.t, ok, "%s: %s", when, name)
+		require.True(w.t, c.Running, "%s: %s", when, name)
+		require.False(w.t, c.Cut, "%s: %s", when, name)
+		require.Equal(w.t, name == stranger, c.Ref == "theirs:9", "%s: %s", when, name)
+		require.Equal(w.t, map[bool]string{true: "no", false: "always"}[name == stranger], c.Restart, "%s: %s", when, name)
+	}
+	for _, c := range w.host.Containers() {
+		if !slices.Contains([]string{"app", "box", "vpn"}, c.Name) {
+			require.Equal(w.t, stranger+".updaterd-old", c.Name, "%s: only its original may be left", when)
+			require.False(w.t, c.Running, when)
+		}
+	}
+	open, err := (&backendtest.State{Disk: w.disk}).Open(context.Background())
+	require.NoError(w.t, err)
+	require.Empty(w.t, open, when)
 }
