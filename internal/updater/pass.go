@@ -619,20 +619,26 @@ func (p *pass) path(from, to []*item) string {
 }
 
 // letOthers waits until what else this pass carries out is over, but for what
-// waits for the team: when updaterd itself has been replaced, the rest of a pass
-// would have to wait for the next.
-func (p *pass) letOthers(stop context.Context, team []*item) {
-	for _, other := range p.items {
-		<-other.decided
-		if slices.Contains(team, other) || !other.decision.Update || other.aside {
-			continue
+// must be alone too, or waits for such: when updaterd itself has been replaced,
+// the rest of a pass would have to wait for the next.
+func (p *pass) letOthers(stop context.Context) {
+	var lonely, others []*item
+	for _, it := range p.items {
+		<-it.decided
+		switch {
+		case it.alone:
+			lonely = append(lonely, it)
+		case it.decision.Update && !it.aside:
+			others = append(others, it)
 		}
-		others := p.team(other)
-		if slices.ContainsFunc(others, func(o *item) bool { return o.alone }) || p.path(others, team) != "" {
+	}
+	for _, it := range others {
+		team := p.team(it)
+		if slices.ContainsFunc(team, func(t *item) bool { return t.alone }) || p.path(team, lonely) != "" {
 			continue
 		}
 		select {
-		case <-other.done:
+		case <-it.done:
 		case <-stop.Done():
 			return
 		}
@@ -691,7 +697,7 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 		return
 	}
 	if alone {
-		p.letOthers(stop, team)
+		p.letOthers(stop)
 	} else {
 		p.mu.Lock()
 		slots := p.slots
