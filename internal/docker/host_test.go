@@ -587,7 +587,7 @@ func TestItselfIsRefused(t *testing.T) {
 		require.NoError(t, err)
 		return identity{ids: []string{b.ID[:12]}}
 	}
-	refused(t, h.Plan(t.Context(), &c, nil), updater.Unsupported, "itself")
+	refused(t, h.Plan(t.Context(), &c, nil), updater.Unsupported, "its own program")
 }
 
 // TestALookAtManyContainers counts what a look costs: one list, and one more

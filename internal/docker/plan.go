@@ -190,9 +190,9 @@ func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin)
 		return origin{}, err
 	}
 	if !p.Replace {
-		return o, h.itself(ctx, old)
+		return o, h.itself(ctx, c, old, all)
 	}
-	if err := h.itself(ctx, old); err != nil {
+	if err := h.itself(ctx, c, old, all); err != nil {
 		return origin{}, err
 	}
 	if err := h.inTheWay(ctx, old); err != nil {

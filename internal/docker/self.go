@@ -50,29 +50,23 @@ type Self struct {
 	Files []string
 }
 
-// itself refuses the container that updaterd runs in, and the one through
-// which it reaches the engine: neither can be stopped by who depends on it.
-func (h *Host) itself(ctx context.Context, b *box) error {
-	self, err := h.selfPart(ctx, b)
-	switch {
-	case err != nil:
-		return err
-	case self:
-		return unsupported("updaterd runs in this container and cannot replace itself yet: update it by hand", nil)
-	}
-	return h.through(ctx, b)
-}
-
-// through refuses the container by which updaterd reaches the engine: who depends
-// on it cannot stop it, nor can a helper.
-func (h *Host) through(ctx context.Context, b *box) error {
+// itself looks whether this process runs in a container of a planned change, and
+// refuses what it cannot replace: the container by which it reaches the engine,
+// since who depends on that cannot stop it, nor can a helper; and its own where no
+// helper could take over. all are all containers.
+func (h *Host) itself(ctx context.Context, c *updater.Change, b *box, all []kin) error {
 	if h.reachedThrough(ctx, b) {
 		return &updater.Refusal{
 			Reason: updater.Unsupported,
 			Detail: fmt.Sprintf("updaterd reaches the engine through this container (%s), which it therefore cannot stop: update it by hand", h.client().DaemonHost()),
 		}
 	}
-	return nil
+	self, err := h.selfPart(ctx, b)
+	if err != nil || !self {
+		return err
+	}
+	c.Alone = true
+	return h.refuseSelf(ctx, *c, b, all)
 }
 
 // selfPart reports whether this process runs in container b.

@@ -31,6 +31,9 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 	if _, err := h.connect(ctx); err != nil {
 		return updater.Applied{}, err
 	}
+	if err := h.stepAside(ctx, c, all, updater.OldSide); err != nil {
+		return updater.Applied{}, err
+	}
 	h.mu.Lock()
 	wary := h.prepared[c.ID]
 	delete(h.prepared, c.ID)
@@ -329,6 +332,11 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 	if _, err := h.connect(ctx); err != nil {
 		return updater.Restoration{}, err
 	}
+	if c.Disturbed { // else only what was created goes
+		if err := h.stepAside(ctx, c, all, updater.NewSide); err != nil {
+			return updater.Restoration{}, err
+		}
+	}
 	h.mu.Lock()
 	delete(h.prepared, c.ID)
 	h.mu.Unlock()
@@ -466,6 +474,9 @@ func (h *Host) Commit(ctx context.Context, c updater.Change) error {
 		return err
 	}
 	if _, err := h.connect(ctx); err != nil {
+		return err
+	}
+	if err := h.stepAside(ctx, c, all, updater.OldSide); err != nil {
 		return err
 	}
 	scenes, b, err := h.look(ctx, all)

@@ -40,6 +40,7 @@ func (h *Host) Traces(ctx context.Context, known map[string]bool) ([]updater.Cha
 	if err != nil {
 		return nil, err
 	}
+	h.sweepHelpers(ctx, all, known)
 	var changes []updater.Change
 	for _, t := range traces(all, h.owner, known, time.Now()) {
 		c, err := h.traced(ctx, t)
@@ -249,7 +250,13 @@ func (h *Host) traced(ctx context.Context, t trace) (*updater.Change, error) {
 	if c.Origin, err = json.Marshal(origins); err != nil {
 		return nil, fmt.Errorf("recording the original of change %s: %w", c.ID, err)
 	}
-	return &c, nil
+	all, err := pieces(c)
+	if err != nil {
+		return nil, err
+	}
+	own, _, err := h.ownIn(ctx, all)
+	c.Alone = own != nil
+	return &c, err
 }
 
 func (h *Host) tracedPart(ctx context.Context, t traceOf) (*updater.Part, origin, time.Time, error) {

@@ -1,0 +1,622 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/go-connections/nat"
+	"github.com/stretchr/testify/require"
+	"github.com/updaterd/updaterd/e2e/stage"
+	"golang.org/x/sys/unix"
+)
+
+// selfSettings are those of an updaterd in a container.
+const selfSettings = settings + `
+state: /state
+`
+
+// patience is for a machine on which many updates are under way at once. What is
+// waited for is there in seconds.
+const patience = 3 * time.Minute
+
+// own is an updaterd in a container, which watches that container.
+type own struct {
+	t    *testing.T
+	d    *stage.Docker
+	reg  *stage.Registry
+	name string
+	ref  string
+	port int
+	// before is the container as it was, first the digest of its image.
+	before container.InspectResponse
+	first  string
+	// proxy is how it reaches the engine; see Hooks.
+	proxy *stage.Proxy
+	// state is its volume, seen from here.
+	state string
+	// u are commands beside it, on the same state.
+	u *stage.Updaterd
+
+	mu     sync.Mutex
+	netns  map[string]bool // network namespaces that the registry can be reached in
+	wrong  []string        // calls of who did not lead
+	makers []string        // who made the changing calls: container names, each once in a row
+}
+
+// ownImage is an image with the real program.
+func (o *own) image(version string, cmd ...string) stage.Image {
+	if len(cmd) == 0 {
+		cmd = []string{"run"}
+	}
+	return stage.Image{
+		Updaterd: true, Version: version, Cmd: cmd, Expose: []string{},
+		// A helper has none of the original's labels, only the image's.
+		Labels: map[string]string{stage.Label: o.d.Mark, "updaterd.policy": "digest", "com.docker.compose.project": "builder"},
+	}
+}
+
+// newOwn starts one. hooks are called as the proxy's, after its own.
+func newOwn(t *testing.T, hooks stage.Hooks, change func(*stage.Spec)) *own {
+	t.Helper()
+	o := &own{t: t, d: stage.OpenDocker(t), reg: stage.NewRegistry(t, stage.RegistryOptions{}), netns: map[string]bool{}}
+	o.name = o.d.Name("updaterd")
+	o.ref = o.reg.Ref("acme/" + o.name + ":latest")
+	o.first = o.push(o.image("v1"))
+	t.Cleanup(o.sweep)
+
+	o.d.MakeVolume(o.name + "-state")
+	v, err := o.d.VolumeInspect(t.Context(), o.name+"-state")
+	require.NoError(t, err)
+	o.state = v.Mountpoint
+	o.u = stage.NewUpdaterd(t, o.d.Scoped(), selfSettings)
+	o.u.Env = append(o.u.Env, "UPDATERD_STATE="+o.state)
+
+	o.proxy = o.d.Proxy(stage.Hooks{
+		Before: func(c stage.Call) error {
+			if c.Path == "/containers/json" {
+				// Before it can ask the registry, it asks which containers there are.
+				if err := o.reach(c.Pid); err != nil {
+					return err
+				}
+			}
+			o.witness(c)
+			if hooks.Before != nil {
+				return hooks.Before(c)
+			}
+			return nil
+		},
+		After: hooks.After,
+	})
+	o.port = stage.FreePort(t)
+	spec := stage.Spec{Name: o.name, Config: container.Config{Image: o.ref, ExposedPorts: nat.PortSet{stage.Port: {}}}}
+	spec.Host = container.HostConfig{
+		PortBindings: stage.Publish(o.port),
+		Binds: []string{
+			strings.TrimPrefix(o.proxy.Host, "unix://") + ":/var/run/docker.sock",
+			o.u.Config + ":/etc/updaterd/updaterd.yaml:ro",
+			o.name + "-state:/state",
+		},
+	}
+	spec.Host.RestartPolicy.Name = container.RestartPolicyAlways
+	if change != nil {
+		change(&spec)
+	}
+	o.d.Run(spec)
+	o.before = o.d.WaitRunning(o.name, 20*time.Second)
+	return o
+}
+
+func (o *own) push(what stage.Artifact) string {
+	o.t.Helper()
+	return o.reg.Push("acme/"+o.name+":latest", what)
+}
+
+// sweep takes all containers away while nobody can make new ones, and the tags
+// that updaterd keeps by design.
+func (o *own) sweep() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	list, err := o.d.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", stage.Label+"="+o.d.Mark))})
+	if err != nil {
+		o.t.Errorf("clean up the engine: %v", err)
+	}
+	for _, c := range list {
+		if o.t.Failed() {
+			if r, err := o.d.ContainerLogs(ctx, c.ID, container.LogsOptions{ShowStdout: true, ShowStderr: true}); err == nil {
+				text, _ := io.ReadAll(r)
+				r.Close()
+				o.t.Logf("left on the engine: %s %s (%s), which said:\n%s", c.Names, c.Image, c.Status, text)
+			}
+		}
+		// It is removed again, and with errors seen, by the stage.
+		_ = o.d.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true})
+	}
+	images, err := o.d.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", "updaterd.local/*/"+o.name))})
+	if err != nil {
+		o.t.Errorf("clean up the engine: %v", err)
+	}
+	for _, i := range images {
+		for _, tag := range i.RepoTags {
+			if strings.Contains(tag, o.name) {
+				_, _ = o.d.ImageRemove(ctx, tag, image.RemoveOptions{Force: true})
+			}
+		}
+	}
+}
+
+// reach makes the registry, which is on this machine's loopback, reachable on
+// that of the process's network.
+func (o *own) reach(pid int) error {
+	if pid == 0 {
+		return fmt.Errorf("who asks cannot be told")
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil || o.netns[ns] {
+		return err
+	}
+	l, err := listenIn(pid, o.reg.Host)
+	if err != nil {
+		return err
+	}
+	o.netns[ns] = true
+	o.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer in.Close()
+				out, err := net.Dial("tcp", o.reg.Host)
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				go io.Copy(out, in) //nolint:errcheck // Ends with the connection.
+				io.Copy(in, out)    //nolint:errcheck // Likewise.
+			}()
+		}
+	}()
+	return nil
+}
+
+// listenIn listens in the network of another process.
+func listenIn(pid int, addr string) (net.Listener, error) {
+	type result struct {
+		l   net.Listener
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+		if err != nil {
+			done <- result{err: err}
+			return
+		}
+		defer ns.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- result{err: err}
+			return
+		}
+		l, err := net.Listen("tcp", addr)
+		done <- result{l, err}
+	}()
+	r := <-done
+	return r.l, r.err
+}
+
+// witness writes down calls that change something and were made by a process
+// that does not hold the lock of the lead: two would be fighting.
+func (o *own) witness(c stage.Call) {
+	if c.N == 0 {
+		return
+	}
+	who := o.whose(c.Pid)
+	o.mu.Lock()
+	if len(o.makers) == 0 || o.makers[len(o.makers)-1] != who {
+		o.makers = append(o.makers, who)
+	}
+	o.mu.Unlock()
+	if who == "helper" && kind(c) == "remove container" {
+		return // it may be itself that it removes, when all is over
+	}
+	leader := 0
+	for range 10 {
+		leader = flockedBy(filepath.Join(o.state, "local.lock"))
+		if leader == c.Pid || syscall.Kill(c.Pid, 0) != nil {
+			return // or it was killed just now
+		}
+		// The kernel's list is no snapshot of them all. Who asks waits for us.
+		time.Sleep(10 * time.Millisecond)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.wrong = append(o.wrong, fmt.Sprintf("%s by %s, pid %d, while pid %d leads", c, who, c.Pid, leader))
+}
+
+// whose says which container a process is the first of: "old", "new" or "helper".
+func (o *own) whose(pid int) string {
+	list, err := o.d.ContainerList(context.Background(), container.ListOptions{Filters: filters.NewArgs(filters.Arg("label", stage.Label+"="+o.d.Mark))})
+	if err != nil {
+		return err.Error()
+	}
+	for _, c := range list {
+		i, err := o.d.ContainerInspect(context.Background(), c.ID)
+		if err != nil || i.State.Pid != pid {
+			continue
+		}
+		switch {
+		case c.Labels["updaterd-swap.finishes"] != "":
+			return "helper"
+		case c.ID == o.before.ID:
+			return "old"
+		}
+		return "new"
+	}
+	return "nobody"
+}
+
+// flockedBy is the process that has locked the file; 0 when none has.
+func flockedBy(path string) int {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return 0
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(locks)) {
+		// 1: FLOCK  ADVISORY  WRITE 4711 fd:01:1234 0 EOF
+		f := strings.Fields(line)
+		if len(f) > 5 && f[1] == "FLOCK" && strings.HasSuffix(f[5], ":"+strconv.FormatUint(st.Ino, 10)) {
+			pid, _ := strconv.Atoi(f[4])
+			return pid
+		}
+	}
+	return 0
+}
+
+// settles waits until one updaterd runs under the name, from the image of that
+// version, with the change written down as over, and nothing is left; and
+// requires that it is the whole of what was, and that nobody fought.
+func (o *own) settles(version string) container.InspectResponse {
+	o.t.Helper()
+	var now string
+	over := func() bool {
+		names := o.d.Names()
+		now = fmt.Sprint(names)
+		if !slices.Equal(names, []string{o.name}) {
+			return false
+		}
+		c, err := o.d.ContainerInspect(o.t.Context(), o.name)
+		if err != nil {
+			return false
+		}
+		now = fmt.Sprintf("%v %s running=%t", names, c.Config.Env, c.State.Running)
+		// It leads again, so the change is over.
+		return c.State.Running && !c.State.Restarting && slices.Contains(c.Config.Env, "APP_VERSION="+version) &&
+			flockedBy(filepath.Join(o.state, "local.lock")) == c.State.Pid
+	}
+	deadline := time.Now().Add(patience)
+	for !over() {
+		if time.Now().After(deadline) {
+			o.t.Fatalf("waited in vain for one updaterd %s that leads: %s", version, now)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	c := o.d.Inspect(o.name)
+	require.JSONEq(o.t, said(o.t, o.before.HostConfig), said(o.t, c.HostConfig))
+	require.ElementsMatch(o.t, o.before.Mounts, c.Mounts)
+	require.Equal(o.t, o.before.NetworkSettings.Ports, c.NetworkSettings.Ports, "the published port")
+	require.NotEmpty(o.t, c.NetworkSettings.Ports[stage.Port])
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	require.Empty(o.t, o.wrong, "two are fighting")
+	return c
+}
+
+// row is what check says of the container, by a process beside it.
+func (o *own) row() row {
+	o.t.Helper()
+	rows := parseRows(o.t, o.u.Run("check", "-o", "json").Stdout)
+	require.Len(o.t, rows, 1)
+	require.Equal(o.t, "local/"+o.name, rows[0].Workload)
+	return rows[0]
+}
+
+func (o *own) events() []string {
+	o.t.Helper()
+	res := o.u.Run("history", "-o", "json")
+	require.Zero(o.t, res.Code)
+	var events []event
+	require.NoError(o.t, json.Unmarshal([]byte(res.Stdout), &events))
+	var names []string
+	for _, e := range slices.Backward(events) {
+		names = append(names, e.Event)
+	}
+	return names
+}
+
+// updates are the images that updaterd is to update itself to.
+var updates = map[string]struct {
+	cmd []string
+	bad bool
+}{
+	"good":            {cmd: []string{"run"}},
+	"exits at once":   {cmd: []string{"version"}, bad: true},
+	"dies at a start": {cmd: []string{"run", "--config", "/nowhere.yaml"}, bad: true},
+}
+
+// ends requires the end that an update must come to.
+func (o *own) ends(bad bool) {
+	o.t.Helper()
+	// After a bad one it will look as it did before.
+	stage.Eventually(o.t, patience, "the end of the change", func() bool {
+		time.Sleep(300 * time.Millisecond)
+		return len(o.events()) > 0
+	})
+	if !bad {
+		c := o.settles("v2")
+		require.NotEqual(o.t, o.before.ID, c.ID)
+		return
+	}
+	c := o.settles("v1")
+	require.Equal(o.t, o.before.ID, c.ID, "the very container")
+	require.Equal(o.t, o.before.Config, c.Config)
+}
+
+func TestUpdaterdUpdatesItself(t *testing.T) {
+	for name, update := range updates {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOwn(t, stage.Hooks{}, nil)
+			stage.Eventually(t, 20*time.Second, "the first pass", func() bool {
+				return strings.Contains(o.d.Logs(o.name), `msg="pass over"`)
+			})
+			digest := o.push(o.image("v2", update.cmd...))
+			o.ends(update.bad)
+			last := "old"
+			if update.bad {
+				require.Equal(t, []string{"restored"}, o.events())
+				require.Equal(t, "rejected", o.row().Reason)
+			} else {
+				last = "new"
+				require.Equal(t, []string{"updated"}, o.events())
+				i := o.d.Image(o.d.Inspect(o.name).Image)
+				require.True(t, slices.ContainsFunc(i.RepoDigests, func(s string) bool { return strings.HasSuffix(s, "@"+digest) }))
+			}
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			require.Contains(t, [][]string{{"old", "helper"}, {"old", "helper", last}}, o.makers, "one hands over to the next, and does nothing more")
+		})
+	}
+}
+
+// TestUpdaterdUpdatesItselfAlone: another container is updated in the same pass,
+// and neither while the other's change is under way.
+func TestUpdaterdUpdatesItselfAlone(t *testing.T) {
+	t.Parallel()
+	o := newOwn(t, stage.Hooks{}, nil)
+	web := o.d.Name("web")
+	ref := o.reg.Ref("acme/" + web + ":latest")
+	o.reg.Push("acme/"+web+":latest", stage.Image{Version: "v1"})
+	o.d.Run(stage.Spec{Name: web, Config: container.Config{Image: ref}})
+	before := o.d.WaitRunning(web, 20*time.Second)
+
+	// Both come in one pass: the registry answers for neither until both are there.
+	o.reg.Down()
+	o.push(o.image("v2"))
+	o.reg.Push("acme/"+web+":latest", stage.Image{Version: "v2"})
+	o.reg.Up()
+
+	stage.Eventually(t, patience, "both to be new", func() bool {
+		if !slices.Equal(o.d.Names(), slices.Sorted(slices.Values([]string{o.name, web}))) {
+			return false
+		}
+		return slices.Contains(o.d.Inspect(web).Config.Env, "APP_VERSION=v2") && slices.Contains(o.d.Inspect(o.name).Config.Env, "APP_VERSION=v2")
+	})
+	ids := map[string]string{before.ID: web, o.before.ID: o.name}
+	var order []string
+	for _, c := range o.proxy.Calls() {
+		for id, name := range ids {
+			about := strings.Contains(c.Path, id) || strings.HasPrefix(c.Query.Get("name"), name+".updaterd-")
+			if about && (len(order) == 0 || order[len(order)-1] != name) {
+				order = append(order, name)
+			}
+		}
+	}
+	require.Equal(t, []string{web, o.name}, order, "itself last, and one after the other")
+}
+
+// TestUpdaterdIsKilledWhileItUpdatesItself kills, at each call that changes
+// something, the process that makes it, or all that stand by.
+func TestUpdaterdIsKilledWhileItUpdatesItself(t *testing.T) {
+	for name, update := range updates {
+		if name == "exits at once" {
+			continue // as the other bad one, from where updaterd sees it
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var calls []stage.Call
+			o := newOwn(t, stage.Hooks{}, nil)
+			o.push(o.image("v2", update.cmd...))
+			o.ends(update.bad)
+			calls = o.proxy.Calls()
+			count := map[string]int{}
+			for k, c := range calls {
+				what := kind(c)
+				count[what]++
+				n := count[what]
+				if update.bad && strings.Contains(what, "image") || update.bad && strings.Contains(what, "tag") {
+					continue // as in any other update
+				}
+				t.Logf("%2d %s %d", c.N, what, n)
+				for _, victim := range []string{"who calls", "who stands by"} {
+					if victim == "who stands by" && k%3 != 1 {
+						continue
+					}
+					after := victim == "who stands by" || k%4 != 3
+					where := at{after: after, match: nth(what, n)}
+					t.Run(fmt.Sprintf("%s %s %d, %s", where, what, n, victim), func(t *testing.T) {
+						t.Parallel()
+						var o *own
+						ready := make(chan struct{})
+						tr := newOwnTrap(where, func(c stage.Call) {
+							<-ready
+							if victim == "who calls" {
+								slay(c.Pid)
+								return
+							}
+							for _, b := range o.running() {
+								if b.State.Pid != c.Pid {
+									slay(b.State.Pid)
+								}
+							}
+						}, victim == "who calls")
+						o = newOwn(t, tr.Hooks, nil)
+						close(ready)
+						o.push(o.image("v2", update.cmd...))
+						if update.bad {
+							// The engine starts a bad one again and again, so that not every
+							// update makes the same calls.
+							stage.Eventually(t, patience, "the call, or the end", func() bool {
+								select {
+								case <-tr.sprung:
+									return true
+								case <-time.After(300 * time.Millisecond):
+									return len(o.events()) > 0
+								}
+							})
+						} else {
+							within(t, patience, "the call", tr.sprung)
+						}
+						o.ends(update.bad)
+					})
+				}
+			}
+		})
+	}
+}
+
+// TestTheHelperIsRemoved removes the helper for good, wherever one of the two
+// updaterds runs and can go on.
+func TestTheHelperIsRemoved(t *testing.T) {
+	for _, row := range []struct {
+		what string
+		n    int
+		bad  bool
+	}{
+		{"start", 1, false},  // its own
+		{"update", 1, false}, // the old one runs, without its restart policy
+		{"start", 2, false},  // the new one runs, under its name for the time being
+		{"rename to name updaterd-old", 1, false},
+		{"rename to name", 1, false},
+		{"untag kept", 1, false}, // the gate has passed
+		{"remove container", 1, false},
+		{"start", 1, true},
+		{"update", 1, true},
+		{"start", 3, true}, // the old one runs again
+	} {
+		name := fmt.Sprintf("after %s %d", row.what, row.n)
+		if row.bad {
+			name += ", bad"
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var o *own
+			ready := make(chan struct{})
+			tr := newOwnTrap(at{after: true, match: nth(row.what, row.n)}, func(stage.Call) {
+				<-ready
+				_ = o.d.ContainerRemove(context.Background(), o.name+".updaterd-finish", container.RemoveOptions{Force: true})
+			}, false)
+			o = newOwn(t, tr.Hooks, nil)
+			close(ready)
+			cmd := []string{"run"}
+			if row.bad {
+				cmd = updates["dies at a start"].cmd
+			}
+			o.push(o.image("v2", cmd...))
+			within(t, patience, "the call", tr.sprung)
+			o.ends(row.bad)
+		})
+	}
+}
+
+// running are the containers that run.
+func (o *own) running() []container.InspectResponse {
+	list, err := o.d.ContainerList(context.Background(), container.ListOptions{Filters: filters.NewArgs(filters.Arg("label", stage.Label+"="+o.d.Mark))})
+	if err != nil {
+		return nil
+	}
+	var found []container.InspectResponse
+	for _, c := range list {
+		if b, err := o.d.ContainerInspect(context.Background(), c.ID); err == nil && b.State.Running && b.State.Pid > 0 {
+			found = append(found, b)
+		}
+	}
+	return found
+}
+
+// slay ends a process as kill -9 and waits until it is gone. An engine then
+// goes by the restart policy, which it does not after "docker kill".
+func slay(pid int) {
+	if pid <= 0 || syscall.Kill(pid, syscall.SIGKILL) != nil {
+		return
+	}
+	for range 500 {
+		if syscall.Kill(pid, 0) != nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// newOwnTrap is newTrap for what must know whose call it was. breaks is whether
+// the call then fails.
+func newOwnTrap(where at, do func(stage.Call), breaks bool) *trap {
+	tr := &trap{sprung: make(chan struct{})}
+	var once sync.Once
+	hook := func(c stage.Call) error {
+		if !where.match(c) {
+			return nil
+		}
+		sprang := false
+		once.Do(func() {
+			do(c)
+			close(tr.sprung)
+			sprang = true
+		})
+		if sprang && breaks {
+			panic(http.ErrAbortHandler)
+		}
+		return nil
+	}
+	if where.after {
+		tr.After = hook
+	} else {
+		tr.Before = hook
+	}
+	return tr
+}
