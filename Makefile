@@ -40,7 +40,7 @@ compose:
 # whole run on each. To try one thing: make test-engines ENGINES=podman RUN=Probe
 ENGINES ?= 20.10 29 podman proxy
 .PHONY: test-engines
-test-engines: build ## Run the tests that touch an engine on all of ENGINES, and write docs/engines.md
+test-engines: build compose ## Run the tests that touch an engine on all of ENGINES, and write docs/engines.md
 	@mkdir -p bin/engines
 	@go build -C e2e -o ../bin/matrix ./cmd/matrix
 	@failed=; for engine in $(ENGINES); do \
