@@ -168,7 +168,7 @@ func TestGroupOfEveryKind(t *testing.T) {
 func TestGroupWhoseOriginalsWerePrunedComesBackAsCopies(t *testing.T) {
 	t.Parallel()
 	r, digests := newFamily(t)
-	before, _ := r.looks(t, family)
+	before, ids := r.looks(t, family)
 	secret := r.inspect(t, "vpn").Mounts[0].Name
 	h := r.backend(t)
 	c := r.wish(digests, "vpn")
@@ -183,8 +183,11 @@ func TestGroupWhoseOriginalsWerePrunedComesBackAsCopies(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, restoration.Copy)
 	// But for its volume, which had no name.
-	after, _ := r.looks(t, family)
+	after, now := r.looks(t, family)
 	require.Equal(t, before[1:], after[1:])
+	for i, n := range family { // volumes can be had without the container that they came from
+		require.Equal(t, n == "data", ids[i] == now[i], n)
+	}
 	require.Equal(t, secret, r.inspect(t, "data").Mounts[0].Name)
 	r.allLive(t, family)
 }

@@ -486,11 +486,11 @@ func (h *Host) find(ctx context.Context, p piece) (boxes, error) {
 }
 
 // lostOnes says of each original whether it is orphaned, and whether it is
-// stranded. What uses a stranded one is.
+// stranded. What lives in a stranded one is.
 func lostOnes(all []piece, casts []boxes) (orphaned, stranded []bool) {
 	orphaned, stranded = make([]bool, len(all)), make([]bool, len(all))
 	for i, p := range all { // in start order
-		refs := p.uses(casts[i])
+		refs := p.livesIn(casts[i])
 		for j, other := range all[:i] {
 			if !other.Replace || !slices.ContainsFunc(refs, other.meantBy) {
 				continue
@@ -509,16 +509,16 @@ func lostOnes(all []piece, casts []boxes) (orphaned, stranded []bool) {
 	return orphaned, stranded
 }
 
-// uses are the containers that the original uses. An engine forgets a link to a
-// container that is removed; the record does not.
-func (p piece) uses(b boxes) []string {
+// livesIn are the containers that the original cannot be started without. An
+// engine forgets a link to a container that is removed; the record does not.
+func (p piece) livesIn(b boxes) []string {
 	var refs []string
 	if b.old != nil && !b.copied {
-		refs = references(b.old.HostConfig)
+		refs = livesIn(b.old.HostConfig)
 	}
 	var was inspected
 	if p.Snapshot != nil && json.Unmarshal(p.Snapshot.Container, &was) == nil && was.HostConfig != nil {
-		refs = append(refs, references(was.HostConfig)...)
+		refs = append(refs, livesIn(was.HostConfig)...)
 	}
 	return refs
 }

@@ -6,6 +6,8 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/stretchr/testify/require"
+
+	"github.com/updaterd/updaterd/internal/updater"
 )
 
 // trio is a group of three under one restart policy.
@@ -384,4 +386,37 @@ func TestASwapOfAGroupThatNothingDisturbsIsDone(t *testing.T) {
 			g.sound(t, c.new, g.start())
 		}
 	})
+}
+
+func TestWhoCannotBeStartedAnyMore(t *testing.T) {
+	one := func(name string, h container.HostConfig) (piece, boxes) {
+		b := &box{InspectResponse: container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{
+			ID: "id-" + name, Name: "/" + name, HostConfig: &h, State: &container.State{},
+		}}}
+		return piece{Part: updater.Part{Replace: true}, origin: origin{ID: "id-" + name, Name: name}}, boxes{old: b}
+	}
+	for name, row := range map[string]struct {
+		change             func(vpn, app *boxes)
+		orphaned, stranded []bool // of vpn, app, side and data
+	}{
+		"all are there":         {func(*boxes, *boxes) {}, []bool{false, false, false, false}, []bool{false, false, false, false}},
+		"the first has gone":    {func(vpn, _ *boxes) { vpn.old = nil }, []bool{false, true, false, false}, []bool{false, false, false, false}},
+		"the first is a copy":   {func(vpn, _ *boxes) { vpn.copied = true }, []bool{false, true, false, false}, []bool{false, false, false, false}},
+		"copies use copies":     {func(vpn, app *boxes) { vpn.copied, app.copied = true, true }, []bool{false, false, true, false}, []bool{false, false, false, false}},
+		"a stranger before it":  {func(vpn, _ *boxes) { vpn.other = vpn.old }, []bool{false, false, false, false}, []bool{false, true, true, false}},
+		"a stranger, it gone":   {func(vpn, _ *boxes) { vpn.other, vpn.old = vpn.old, nil }, []bool{false, false, false, false}, []bool{false, true, true, false}},
+		"a stranger, it runs":   {func(vpn, _ *boxes) { vpn.other, vpn.old.State.Running = vpn.old, true }, []bool{false, false, false, false}, []bool{false, false, false, false}},
+		"a stranger in between": {func(_, app *boxes) { app.other = app.old }, []bool{false, false, false, false}, []bool{false, false, true, false}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			vpn, vpnBoxes := one("vpn", container.HostConfig{})
+			app, appBoxes := one("app", container.HostConfig{NetworkMode: "container:id-vpn"})
+			side, sideBoxes := one("side", container.HostConfig{PidMode: "container:id-app"})
+			data, dataBoxes := one("data", container.HostConfig{VolumesFrom: []string{"vpn"}})
+			row.change(&vpnBoxes, &appBoxes)
+			orphaned, stranded := lostOnes([]piece{vpn, app, side, data}, []boxes{vpnBoxes, appBoxes, sideBoxes, dataBoxes})
+			require.Equal(t, row.orphaned, orphaned)
+			require.Equal(t, row.stranded, stranded)
+		})
+	}
 }
