@@ -156,7 +156,8 @@ func pullError(ref string, platform updater.Platform, err error) error {
 		return refusal(updater.PlatformMissing, fmt.Sprintf("%s has no image for %s", ref, platform))
 	case has("toomanyrequests", "too many requests", "rate limit"):
 		return refusal(updater.RateLimited, fmt.Sprintf("the registry of %s asks for patience: log in there, or try later", ref))
-	case has("manifest unknown", "manifest for", "name unknown", "name_unknown"):
+	case has("manifest unknown", "manifest for", "name unknown", "name_unknown"),
+		has("failed to resolve reference") && has(": not found"): // containerd
 		return refusal(updater.NotFound, fmt.Sprintf("the registry no longer has %s", ref))
 	case cerrdefs.IsUnauthorized(err) || has("unauthorized", "authentication required", "denied", "no basic auth credentials"):
 		return refusal(updater.Unauthorized, fmt.Sprintf("the registry does not let updaterd pull %s: check its credentials", ref))

@@ -146,12 +146,13 @@ func TestErrorsInsideAPullStream(t *testing.T) {
 			`{"error":"choosing an image from manifest list docker://x@sha256:1: no image found in image index for architecture amd64, variant \"\", OS linux"}`,
 			updater.PlatformMissing,
 		},
-		"the registry wants patience": {`{"errorDetail":{"message":"toomanyrequests: You have reached your pull rate limit"},"error":"x"}`, updater.RateLimited},
-		"the digest has gone":         {`{"error":"manifest for x@sha256:1 not found: manifest unknown"}`, updater.NotFound},
-		"access is denied":            {`{"error":"pull access denied for x, repository does not exist or may require 'docker login'"}`, updater.Unauthorized},
-		"the disk is full":            {`{"error":"write /var/lib/docker/tmp/GetImageBlob1: no space left on device"}`, ""},
-		"the stream is cut off":       {`{"status":"Downlo`, ""},
-		"it is not JSON":              {`<html>login</html>`, ""},
+		"the registry wants patience":       {`{"errorDetail":{"message":"toomanyrequests: You have reached your pull rate limit"},"error":"x"}`, updater.RateLimited},
+		"the digest has gone":               {`{"error":"manifest for x@sha256:1 not found: manifest unknown"}`, updater.NotFound},
+		"the tag has gone, says containerd": {`{"error":"failed to resolve reference \"x:1\": x:1: not found"}`, updater.NotFound},
+		"access is denied":                  {`{"error":"pull access denied for x, repository does not exist or may require 'docker login'"}`, updater.Unauthorized},
+		"the disk is full":                  {`{"error":"write /var/lib/docker/tmp/GetImageBlob1: no space left on device"}`, ""},
+		"the stream is cut off":             {`{"status":"Downlo`, ""},
+		"it is not JSON":                    {`<html>login</html>`, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := follow(strings.NewReader(`{"status":"Pulling from x"}`+"\n"+row.line), func(updater.Progress) {})

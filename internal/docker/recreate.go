@@ -233,12 +233,15 @@ func (r *recreation) config() {
 	if c.WorkingDir == was.WorkingDir {
 		c.WorkingDir = ""
 	}
-	if c.StopSignal == was.StopSignal {
+	if c.StopSignal == was.StopSignal || c.StopSignal == signalNumber(was.StopSignal) {
 		c.StopSignal = ""
 	}
 	c.Volumes = without(c.Volumes, was.Volumes)
 	c.ExposedPorts = without(c.ExposedPorts, was.ExposedPorts)
-	for p := range r.was.HostConfig.PortBindings {
+	for p, bindings := range r.was.HostConfig.PortBindings {
+		if _, ok := was.ExposedPorts[p]; ok && bindings == nil {
+			continue // Podman shows what an image exposes as if it were published
+		}
 		if c.ExposedPorts == nil {
 			c.ExposedPorts = nat.PortSet{}
 		}
@@ -260,6 +263,16 @@ func (r *recreation) config() {
 	if r.old.OS != "" && r.old.Architecture != "" && r.since("1.41") {
 		r.out.Platform = &ocispec.Platform{OS: r.old.OS, Architecture: r.old.Architecture, Variant: r.old.Variant}
 	}
+}
+
+// signalNumber is how Podman shows the signal that an image names; it shows
+// SIGTERM where an image names none. "" for a signal that images do not name. The
+// numbers are Linux's, wherever updaterd runs.
+func signalNumber(name string) string {
+	return map[string]string{
+		"": "15", "TERM": "15", "HUP": "1", "INT": "2", "QUIT": "3", "ABRT": "6", "KILL": "9", "USR1": "10", "USR2": "12",
+		"WINCH": "28", "PWR": "30", "RTMIN+3": "37",
+	}[strings.TrimPrefix(name, "SIG")]
 }
 
 // without is m less the keys of other.
@@ -414,6 +427,11 @@ func (r *recreation) host() {
 			u.Name = strings.ToLower(name)
 		}
 	}
+	h.PortBindings = maps.Clone(h.PortBindings)
+	maps.DeleteFunc(h.PortBindings, func(p nat.Port, bindings []nat.PortBinding) bool {
+		_, ok := r.old.Config.ExposedPorts[p]
+		return ok && bindings == nil // likewise
+	})
 	r.others(&h)
 	for i := range h.Mounts { // create refuses options of another type than the mount's
 		m := &h.Mounts[i]
