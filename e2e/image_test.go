@@ -167,7 +167,7 @@ func TestDaemonDoesNotTryARejectedImageAgain(t *testing.T) {
 	r.pushBad("latest", "bad")
 	calls := r.through(stage.Hooks{})
 	daemon := r.u.Start("run")
-	daemon.WaitLog("phase=restored", 30*time.Second)
+	daemon.WaitLog("phase=restored", time.Minute)
 	r.asItWas()
 	n := len(calls.Calls())
 	asked := r.reg.Count("HEAD", "/manifests/")

@@ -34,7 +34,7 @@ func judged(t *testing.T, bad bool, s start) (*rig, *stage.Daemon, string) {
 	}
 	digest := r.push("latest", next)
 	daemon := r.u.Start("run")
-	daemon.WaitLog("phase=judging", 20*time.Second)
+	daemon.WaitLog("phase=judging", time.Minute)
 	return r, daemon, digest
 }
 
