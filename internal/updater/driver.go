@@ -298,7 +298,7 @@ func (r ruling) said(c Change) string {
 }
 
 // judge looks at one side of all parts until there is a verdict: good when every
-// part is. Of the old side, only what was healthy before is judged. A backend
+// part is. Of what keeps its image, only what was healthy before is judged. A backend
 // that cannot be asked is waited for: it speaks neither for nor against the
 // image.
 func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed bool) ruling {
@@ -347,10 +347,12 @@ func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed 
 }
 
 // lookAt looks once at one side of all parts. One part that is not good decides.
+// One that was not healthy before says nothing unless it has another image: an
+// ailing neighbour must not condemn what it lives in.
 func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) (ruling, error) {
 	all := ruling{verdict: Good}
 	for i, p := range c.Parts {
-		if p.Idle || side == OldSide && !p.Healthy {
+		if p.Idle || !p.Healthy && (side == OldSide || !p.Changes()) {
 			continue
 		}
 		o, err := d.backend.Observe(ctx, c, i, side)

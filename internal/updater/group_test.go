@@ -262,6 +262,9 @@ func TestOutcomesOfAGroup(t *testing.T) {
 		{name: "a part that kept its image is not to blame, so all that changed are", vpn: good, app: good,
 			world: func(w *world) { w.sickenWhenMoved("box") }, outcome: updater.OutcomeRestored,
 			detail: "local/box: its health check fails", told: []string{"restored vpn", "restored app", "restored box"}, rejected: []string{"app", "vpn"}},
+		{name: "one that was not well before, and keeps its image, speaks against nobody", vpn: good,
+			world: func(w *world) { w.host.Image(oldDigest, backendtest.Unhealthy) }, outcome: updater.OutcomeCommitted,
+			updated: []string{"vpn"}, told: []string{"updated vpn", "recreated app", "recreated box"}},
 
 		{name: "hooks run in every part, in order", vpn: good, app: good,
 			world: func(w *world) { w.settings.PreUpdate, w.settings.PostUpdate = hook("backup"), hook("migrate") }, outcome: updater.OutcomeCommitted,
