@@ -260,15 +260,15 @@ func TestSmokeKilled(t *testing.T) {
 		} {
 			t.Run(where+", "+tt.name, func(t *testing.T) {
 				t.Parallel()
-				what, next := asks("order"), stage.Image{Version: "v2"}
+				what, next, timeout := asks("order"), stage.Image{Version: "v2"}, "20s"
 				if tt.bad {
 					next = broken("v2")
 				}
 				if tt.bad && where == "wait" {
-					what = &stage.Image{} // it still runs when the next updaterd comes
+					what, timeout = &stage.Image{}, "5s" // it still runs when the next updaterd comes
 				}
 				r := newSmoke(t, start{policy: "always"}, what)
-				r.u.WriteConfig(r.config("5s"))
+				r.u.WriteConfig(r.config(timeout))
 				digest := r.push("latest", next)
 				made := false
 				killed := r.runKilled(at{after: where != "wait", match: func(c stage.Call) bool {
