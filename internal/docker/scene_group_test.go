@@ -420,3 +420,10 @@ func TestWhoCannotBeStartedAnyMore(t *testing.T) {
 		})
 	}
 }
+
+func TestWhatDidNotRunIsNotStartedWhereThereIsNoWayBack(t *testing.T) {
+	s := scene{idle: true, old: side{place: gone}, new: side{place: asNew}}
+	require.Equal(t, renameNew, backward(s))
+	s.new.place = asName
+	require.Equal(t, kept, backward(s))
+}
