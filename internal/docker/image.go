@@ -303,7 +303,9 @@ func (h *Host) returnTag(ctx context.Context, c updater.Change, p piece, newID, 
 	case err != nil:
 		return err
 	case was == tag:
-		return h.tag(ctx, p.Image, tag)
+		if err := h.tag(ctx, p.Image, tag); err != nil && !cerrdefs.IsNotFound(err) {
+			return err // without the old image there is nothing to move it to
+		}
 	case p.NewTag:
 		if err := h.untag(ctx, tag); err != nil && !cerrdefs.IsConflict(err) {
 			return err

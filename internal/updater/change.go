@@ -92,6 +92,21 @@ func (c Change) verdictOn(p Part) Verdict {
 	return Bad
 }
 
+// runsCommands reports whether something is run in or beside the part after it
+// has passed the gate.
+func (p Part) runsCommands() bool {
+	return p.Replace && !p.Idle && (p.Settings.Health.Test.Image != "" || len(p.Settings.PostUpdate.Command) > 0)
+}
+
+// stableAtOnce is the change with parts that need be healthy only once.
+func (c Change) stableAtOnce() Change {
+	c.Parts = slices.Clone(c.Parts)
+	for i := range c.Parts {
+		c.Parts[i].Settings.Health.Stable = 0
+	}
+	return c
+}
+
 // about is the part of the change that a workload is; the zero Part if it is none.
 func (c Change) about(workload string) Part {
 	if i := slices.IndexFunc(c.Parts, func(p Part) bool { return p.Workload == workload }); i >= 0 {

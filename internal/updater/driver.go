@@ -121,6 +121,10 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 		if r.verdict == Good {
 			r = d.hooks(lead, stop, c, NewSide, "post-update", Bad)
 		}
+		if r.verdict == Good && slices.ContainsFunc(c.Parts, Part.runsCommands) {
+			// They may have taken long, and nobody looked meanwhile.
+			r = d.judge(lead, stop, c.stableAtOnce(), NewSide, false)
+		}
 		switch r.verdict {
 		case "":
 			return c, false

@@ -121,6 +121,10 @@ func TestOutcomes(t *testing.T) {
 			outcome: updater.OutcomeRestored, detail: "post-update failed with exit code 1", events: []updater.Event{updater.EventRestored}, next: updater.Rejected, ran: []string{"new: false"}},
 		{name: "a post-update that hangs condemns the image", image: backendtest.Good, world: func(w *world) { w.settings.PostUpdate = hook("sleep") },
 			outcome: updater.OutcomeRestored, detail: "post-update ran longer than 1m0s", events: []updater.Event{updater.EventRestored}, next: updater.Rejected, ran: []string{"new: sleep"}},
+		{name: "one that ends while a long post-update runs is put back", image: backendtest.TurnsSick, world: func(w *world) {
+			w.settings.Health.Stable = 2 * time.Second
+			w.settings.PostUpdate = updater.Hook{Command: []string{"sleep"}}
+		}, outcome: updater.OutcomeRestored, detail: "its health check fails", events: []updater.Event{updater.EventRestored}, next: updater.Rejected, ran: []string{"new: sleep"}},
 		{name: "a bad image gets no post-update", image: backendtest.Exits, world: func(w *world) { w.settings.PostUpdate = hook("migrate") },
 			outcome: updater.OutcomeRestored, events: []updater.Event{updater.EventRestored}, next: updater.Rejected, ran: nil},
 
