@@ -151,7 +151,7 @@ func (h *Host) drop(ctx context.Context, id string, repositories ...string) erro
 		}
 	}
 	slices.Sort(refs)
-	for _, ref := range append(slices.Compact(refs), id) {
+	for _, ref := range slices.Compact(refs) {
 		// Never by force: whoever begins to use it meanwhile keeps it.
 		if err := h.untag(ctx, ref); err != nil {
 			if cerrdefs.IsConflict(err) {
@@ -159,6 +159,13 @@ func (h *Host) drop(ctx context.Context, id string, repositories ...string) erro
 			}
 			return err
 		}
+	}
+	// By its id it would go with a tag that it has got meanwhile.
+	if img, err = h.imageOf(ctx, id); err != nil || img == nil || len(img.RepoTags) > 0 {
+		return err
+	}
+	if err := h.untag(ctx, id); err != nil && !cerrdefs.IsConflict(err) {
+		return err
 	}
 	return nil
 }
