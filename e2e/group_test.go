@@ -153,6 +153,19 @@ func TestGroupWithTwoUpdatesIsOneChange(t *testing.T) {
 	}
 }
 
+func TestGroupWithAMemberThatIsNotWatchedMovesWhole(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, "always", map[string]string{"updaterd.enable": "false"})
+	vpn, tor := g.members[0], g.members[2]
+	tor.push("latest", stage.Image{Version: "tor-v2"}) // nobody wants it
+	vpn.push("latest", stage.Image{Version: "vpn-v2"})
+	res := g.u.Run("run", "--once")
+	require.Zero(t, res.Code)
+	g.serve("vpn-v2", "app-v1", "tor-v1")
+	require.NotEqual(t, tor.before.ID, g.d.Inspect(tor.name).ID)
+	require.Equal(t, tor.before.Image, g.d.Inspect(tor.name).Image)
+}
+
 func TestGroupWithAMemberThatIsHeldIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	g := newGroup(t, "always", map[string]string{"updaterd.mode": "hold"})
