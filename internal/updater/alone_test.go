@@ -403,12 +403,20 @@ func TestFinish(t *testing.T) {
 	t.Run("it takes that change to its end, and begins nothing", func(t *testing.T) {
 		handedOver(t, func(t *testing.T, w *world, id string) {
 			w.registry.Publish("web:1", newDigest)
+			journal := &backendtest.State{Disk: w.disk}
+			other := updater.Change{ID: "other", Backend: "local", Unit: "local/web", Phase: updater.Judging, Parts: []updater.Part{{Workload: "local/web", Replace: true}}}
+			require.NoError(t, journal.Save(t.Context(), other))
 			u, _ := w.process(0)
 			require.NoError(t, u.Finish(t.Context(), id))
+			open, err := journal.Open(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, []updater.Change{other}, open, "what else is open is for the daemon")
+			other.Phase = updater.Superseded
+			require.NoError(t, journal.Save(t.Context(), other))
 			updated(t, w)
 			web, _ := w.find("web")
 			require.Equal(t, oldDigest, web.Digest)
-			w.told(updater.EventUpdated)
+			require.Equal(t, []updater.Event{updater.EventUpdated}, w.notified.events())
 			require.NoError(t, u.Finish(t.Context(), id), "it is over")
 			require.NoError(t, u.Finish(t.Context(), "nobody's"))
 		})
@@ -469,5 +477,42 @@ func TestFinish(t *testing.T) {
 			u, _ := w.process(0)
 			require.Error(t, u.Finish(t.Context(), id))
 		})
+	})
+}
+
+// finished is a state that another process leads, to finish the update of updaterd
+// itself, until a time.
+type finished struct {
+	*backendtest.State
+	until time.Time
+}
+
+func (f finished) Lead(ctx context.Context, do func(context.Context, updater.Journal) error) error {
+	if time.Now().Before(f.until) {
+		return fmt.Errorf("%w: pid 7: %w", updater.ErrLed, updater.ErrFinishing)
+	}
+	return f.State.Lead(ctx, do)
+}
+
+func TestTheDaemonStandsByWhileAnotherFinishes(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		state := finished{&backendtest.State{Disk: w.disk}, time.Now().Add(time.Hour)}
+		u := updater.New([]updater.Place{{Backend: &backendtest.Process{Host: w.host, ID: "local"}, State: state}}, w.rules(), discard())
+		stop := w.background(u)
+		time.Sleep(59 * time.Minute)
+		w.told()
+		time.Sleep(2 * time.Minute)
+		w.told(updater.EventUpdated)
+		stop()
+
+		_, err := u.Once(t.Context(), nil)
+		require.NoError(t, err)
+		state.until = time.Now().Add(time.Hour)
+		u = updater.New([]updater.Place{{Backend: &backendtest.Process{Host: w.host, ID: "local"}, State: state}}, w.rules(), discard())
+		_, err = u.Once(t.Context(), nil)
+		require.ErrorIs(t, err, updater.ErrLed, "a person is told at once")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		require.NoError(t, u.Run(ctx), "it can be stopped meanwhile")
 	})
 }

@@ -523,8 +523,11 @@ func TestTeams(t *testing.T) {
 			w.run("tail", "")
 			w.host.Follow("tail", "web")
 			before, _ := w.find("tail")
+			w.settings.PostUpdate = updater.Hook{Command: []string{"migrate"}, Timeout: time.Minute}
+			w.settings.Health.Test = updater.Test{Image: "smoke:1", Timeout: time.Minute}
 			w.once()
 			require.Equal(t, [][]string{{"tail restarted", "web updated"}}, changes(w))
+			require.Equal(t, []string{"test web: smoke:1", "new web: migrate"}, w.host.Ran(), "hooks and tests are for what is replaced")
 			after, _ := w.find("tail")
 			require.Equal(t, before.ID, after.ID)
 			require.Greater(t, after.Begun, before.Begun, "it was started anew")
@@ -817,4 +820,23 @@ func (w *world) standsBeside(stranger, when string) {
 	open, err := (&backendtest.State{Disk: w.disk}).Open(context.Background())
 	require.NoError(w.t, err)
 	require.Empty(w.t, open, when)
+}
+
+// TestAllThatIsBackIsVerified: one that only moved along too.
+func TestAllThatIsBackIsVerified(t *testing.T) {
+	inGroup(t, backendtest.Exits, "", "", func(t *testing.T, w *world) {
+		const own = "sha256:own"
+		w.host.Image(own, backendtest.Good)
+		w.host.Remove("box")
+		w.host.Run("box", "box:1", own, "always", "vpn")
+		w.registry.Publish("box:1", own)
+		w.on = func(what string, _ bool) {
+			if what == "start old box" {
+				w.host.Image(own, backendtest.Unhealthy)
+			}
+		}
+		r := w.row(w.once(), "local/vpn")
+		require.Equal(t, updater.OutcomeFailed, r.Outcome)
+		require.Contains(t, r.Detail, "it is back but not healthy as it had been: local/box: its health check fails")
+	})
 }
