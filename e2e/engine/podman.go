@@ -39,6 +39,7 @@ tmp_dir = %q
 static_dir = %q
 volume_path = %q
 [network]
+network_backend = "cni"
 network_config_dir = %q
 default_subnet_pools = [{base = %q, size = 27}]
 `, join("tmp"), join("data/libpod"), join("data/volumes"), networks, pool),
