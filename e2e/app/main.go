@@ -151,7 +151,10 @@ func proxy(mux http.Handler, routes string) http.Handler {
 		path, server, _ := strings.Cut(route, "=")
 		to, err := url.Parse(server)
 		check(err)
-		all.Handle(path, http.StripPrefix(strings.TrimSuffix(path, "/"), httputil.NewSingleHostReverseProxy(to)))
+		p := httputil.NewSingleHostReverseProxy(to)
+		// A connection that is kept open goes where the name led before.
+		p.Transport = &http.Transport{DisableKeepAlives: true}
+		all.Handle(path, http.StripPrefix(strings.TrimSuffix(path, "/"), p))
 	}
 	return all
 }
