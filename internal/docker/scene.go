@@ -192,6 +192,8 @@ type scene struct {
 	// stranded: the original cannot be started, because that of a container that
 	// it uses stands behind somebody else's.
 	stranded bool
+	// stays: there is no way back for one of the change, so none goes back.
+	stays bool
 }
 
 // step is one thing to do to the engine. Each leads to another scene, from
@@ -335,6 +337,18 @@ func backward(s scene) step {
 			return superseded
 		}
 		return done
+	case s.stays && s.new.there():
+		switch {
+		case s.old.running:
+			return stopOld
+		case s.new.place == asName:
+			return kept
+		case s.old.place == asName:
+			return renameOld
+		case !s.new.running && !s.idle:
+			return startNew
+		}
+		return renameNew
 	case s.stranded && !s.old.there():
 		return superseded // a copy could not be started either
 	case s.orphaned && s.copyable && s.old.there():
@@ -391,7 +405,7 @@ var backwards = []struct {
 	reverse bool
 }{
 	{hideNew, false}, {stopNew, true}, {awaitOld, false}, {showOld, false}, {dropOld, true}, {copyOld, false},
-	{restorePolicy, false}, {startNew, false}, {renameNew, false}, {startOld, false}, {removeNew, true},
+	{restorePolicy, false}, {stopOld, true}, {renameOld, false}, {startNew, false}, {renameNew, false}, {startOld, false}, {removeNew, true},
 }
 
 // backwardAll is the next step of going back with a change of several, and of
@@ -472,7 +486,21 @@ func (h *Host) look(ctx context.Context, all []piece) ([]scene, []boxes, error) 
 		}
 		scenes[i] = s
 	}
+	stay(scenes)
 	return scenes, casts, nil
+}
+
+// stay marks the scenes of a change of which one cannot go back: neither its
+// original nor what a copy would be made of is left. The others could only live
+// beside what has gone. One that did not run keeps nobody.
+func stay(all []scene) {
+	stays := slices.ContainsFunc(all, func(s scene) bool {
+		lost := !s.old.there() || s.orphaned
+		return !s.still && !s.idle && !s.other && lost && !s.copyable && s.new.there()
+	})
+	for i := range all {
+		all[i].stays = stays && !all[i].still
+	}
 }
 
 // find looks up the containers of one piece.

@@ -24,6 +24,8 @@ type crew struct {
 	pruned   [3]bool // somebody removed the original; its image was kept
 	copied   [3]bool // the original is a copy
 	stranger [3]bool // somebody's container has the name
+	// bare: the images kept for copies were removed as well.
+	bare bool
 }
 
 // half are the originals, or the new ones.
@@ -46,16 +48,17 @@ func (g trio) scenes(c crew) []scene {
 	all := make([]scene, 3)
 	for i := range all {
 		s := scene{
-			old: c.old.side[i], new: c.new.side[i], copyable: c.pruned[i], idle: g.idle[i], other: c.stranger[i],
+			old: c.old.side[i], new: c.new.side[i], copyable: c.pruned[i] && !c.bare, idle: g.idle[i], other: c.stranger[i],
 			wanted: container.RestartPolicy{Name: g.policy},
 		}
 		if u := g.uses[i]; u >= 0 {
 			s.stranded = all[u].stranded || all[u].other && !all[u].old.running
 			s.orphaned = !s.stranded && s.old.there() && !c.copied[i] && (!c.old.side[u].there() || c.copied[u])
-			s.copyable = s.copyable || s.orphaned
+			s.copyable = s.copyable || s.orphaned && !c.bare
 		}
 		all[i] = s
 	}
+	stay(all)
 	return all
 }
 
@@ -99,7 +102,10 @@ func (g trio) calls(i int, st step) []call {
 	case stopNew:
 		return always(func(c *crew) { c.new.side[i].running = false })
 	case startNew:
-		return []call{func(c *crew) bool { return c.new.start(g, i, g.dies == i) }}
+		return []call{
+			func(c *crew) bool { return c.new.start(g, i, g.dies == i) },
+			func(c *crew) bool { c.new.side[i].place = asName; return true },
+		}
 	case showOld:
 		return always(func(c *crew) { c.old.side[i].place = asName })
 	case dropOld:
@@ -341,6 +347,36 @@ func TestAStrangerInAGroupIsLeftAloneAndTheOthersComeBack(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Where one cannot go back, all end on the new side, since the others would live
+// in what has gone.
+func TestWithoutAWayBackAGroupStays(t *testing.T) {
+	forEachTrio(t, func(t *testing.T, g trio) {
+		for _, from := range g.reachable(t) {
+			end, lost, hopeless := from, false, false
+			end.bare = true
+			for i := range 3 {
+				lost = lost || !g.idle[i] && !from.old.side[i].there()
+				n := from.new.side[i]
+				hopeless = hopeless || !n.there() || from.copied[i] || // nobody can bring back what has gone on both sides
+					n.place == asName && !n.running && !g.idle[i] // or live in what has ended
+			}
+			if !lost || hopeless || g.dies >= 0 {
+				continue
+			}
+			st, refused := g.walk(t, &end, backwardAll)
+			require.False(t, refused, "the engine refuses to %s, from %+v", st, from)
+			for i, s := range g.scenes(end) {
+				require.Equal(t, kept, backward(s), "%d from %+v", i, from)
+				require.False(t, s.old.running, "both run, %d from %+v", i, from)
+				require.False(t, end.new.cut[i], "%d lives in what has ended, from %+v", i, from)
+				if from.new.side[i].place == asNew && !g.idle[i] {
+					require.True(t, s.new.running, "%d from %+v", i, from)
+				}
+			}
+		}
+	})
 }
 
 func TestGoingOnWithAGroupEndsInServiceOrWithTheWayBackOpen(t *testing.T) {

@@ -78,7 +78,7 @@ func (m model) calls(st step) []func(*model) {
 	case stopNew:
 		return []func(*model){func(m *model) { m.new.running = false }}
 	case startNew:
-		return []func(*model){(*model).startNew}
+		return []func(*model){(*model).startNew, renameNewCall}
 	case showOld:
 		return []func(*model){func(m *model) { m.old.place = asName }}
 	case copyOld:

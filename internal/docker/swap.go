@@ -376,8 +376,15 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 			if err == nil {
 				err = h.stop(ctx, b[i].new, p.Settings.StopTimeout)
 			}
+		case stopOld:
+			err = h.stop(ctx, b[i].old, p.Settings.StopTimeout)
+		case renameOld:
+			err = h.rename(ctx, b[i].old, p.Name+suffixOld)
 		case startNew:
-			err = h.start(ctx, b[i].new)
+			// At one go: one that ends at once has its name all the same.
+			if err = h.start(ctx, b[i].new); err == nil {
+				err = h.renameLively(ctx, b[i].new, p.Name, true)
+			}
 		case renameNew:
 			err = h.renameLively(ctx, b[i].new, p.Name, true)
 		case showOld:
