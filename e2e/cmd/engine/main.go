@@ -108,6 +108,9 @@ func run(kind engine.Kind, argv []string) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
+	if front != host {
+		about += ", behind HAProxy"
+	}
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+host, engine.FrontEnv+"="+front, engine.AboutEnv+"="+about)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	// A group of its own, so that a signal reaches all that the command started,

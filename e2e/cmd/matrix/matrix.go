@@ -135,7 +135,7 @@ func table(runs []results) string {
 			if t.attrs["engine"] != "" {
 				touches[pkg+" "+top(t.name)] = true
 			}
-			if !hasParts(r, key) {
+			if !hasParts(r, key) && t.outcome == "pass" {
 				parts[pkg+" "+top(t.name)]++
 			}
 		}

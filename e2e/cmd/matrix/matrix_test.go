@@ -33,7 +33,7 @@ func TestTable(t *testing.T) {
 	require.NoError(t, second.verdict())
 	require.Equal(t, `| test | Docker 1 | Podman 4 |
 |---|---|---|
-| swap | passed (2) | passed (2) |
+| swap | passed (2) | passed |
 | swap: a network | passed | – (a) |
 
 - (a) it has none
