@@ -371,27 +371,30 @@ func TestAlone(t *testing.T) {
 	})
 }
 
-func TestFinish(t *testing.T) {
-	// handedOver is a world in which a change of self was handed over, and its id.
-	handedOver := func(t *testing.T, play func(t *testing.T, w *world, id string)) {
-		inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
-			w.registry.Publish("web:1", oldDigest)
-			w.run("self", backendtest.Good)
-			ctx, cancel := context.WithCancel(t.Context())
-			w.on = func(what string, done bool) {
-				if what == "hand over" && done {
-					cancel()
-				}
+// handedOver plays in a world in which a change of self was handed over, whose id
+// is given.
+func handedOver(t *testing.T, play func(t *testing.T, w *world, id string)) {
+	t.Helper()
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.registry.Publish("web:1", oldDigest)
+		w.run("self", backendtest.Good)
+		ctx, cancel := context.WithCancel(t.Context())
+		w.on = func(what string, done bool) {
+			if what == "hand over" && done {
+				cancel()
 			}
-			require.NoError(t, w.inside().Run(ctx))
-			w.on = nil
-			open, err := (&backendtest.State{Disk: w.disk}).Open(t.Context())
-			require.NoError(t, err)
-			require.Len(t, open, 1)
-			require.Equal(t, updater.Applying, open[0].Phase)
-			play(t, w, open[0].ID)
-		})
-	}
+		}
+		require.NoError(t, w.inside().Run(ctx))
+		w.on = nil
+		open, err := (&backendtest.State{Disk: w.disk}).Open(t.Context())
+		require.NoError(t, err)
+		require.Len(t, open, 1)
+		require.Equal(t, updater.Applying, open[0].Phase)
+		play(t, w, open[0].ID)
+	})
+}
+
+func TestFinish(t *testing.T) {
 	updated := func(t *testing.T, w *world) {
 		self, _ := w.find("self")
 		require.Equal(t, newOf("self"), self.Digest)
@@ -514,5 +517,40 @@ func TestTheDaemonStandsByWhileAnotherFinishes(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		require.NoError(t, u.Run(ctx), "it can be stopped meanwhile")
+	})
+}
+
+// TestWhatIsLeftOpenComesBeforeUpdaterdItself, once both are taken up.
+func TestWhatIsLeftOpenComesBeforeUpdaterdItself(t *testing.T) {
+	handedOver(t, func(t *testing.T, w *world, id string) {
+		w.registry.Publish("web:1", newDigest)
+		// A change of web that is being judged, from another journal.
+		elsewhere := &backendtest.State{Disk: &backendtest.Disk{}}
+		u := updater.New([]updater.Place{{Backend: &backendtest.Process{Host: w.host, ID: "local"}, State: elsewhere}}, w.rules(), discard())
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := u.Once(ctx, []string{"web"})
+		require.NoError(t, err)
+		open, err := elsewhere.Open(t.Context())
+		require.NoError(t, err)
+		require.Len(t, open, 1)
+		journal := &backendtest.State{Disk: w.disk}
+		require.NoError(t, journal.Save(t.Context(), open[0]))
+
+		handed := false
+		w.on = func(what string, _ bool) {
+			if what == "hand over" {
+				handed = true
+				open, err := journal.Open(t.Context())
+				require.NoError(t, err)
+				require.Len(t, open, 1, "only updaterd itself")
+			}
+		}
+		stop := w.background(w.inside())
+		time.Sleep(30 * time.Second)
+		stop()
+		require.True(t, handed)
+		web, _ := w.find("web")
+		require.Equal(t, newDigest, web.Digest)
 	})
 }

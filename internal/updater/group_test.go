@@ -840,3 +840,38 @@ func TestAllThatIsBackIsVerified(t *testing.T) {
 		require.Contains(t, r.Detail, "it is back but not healthy as it had been: local/box: its health check fails")
 	})
 }
+
+// TestNoWorkloadIsPartOfTwoChanges, even where one waits so long that a later pass
+// begins another.
+func TestNoWorkloadIsPartOfTwoChanges(t *testing.T) {
+	inGroup(t, backendtest.Good, "", "", func(t *testing.T, w *world) {
+		w.run("db", backendtest.SlowPull)
+		journal := &backendtest.State{Disk: w.disk}
+		w.on = func(what string, done bool) {
+			open, err := journal.Open(t.Context())
+			require.NoError(t, err)
+			in := map[string]string{}
+			for _, c := range open {
+				for _, p := range c.Parts {
+					require.Empty(t, in[p.Workload], "%s is part of two changes", p.Workload)
+					in[p.Workload] = c.ID
+				}
+			}
+		}
+		u, _ := w.process(0)
+		u.Reload(w.settingsOf(map[string]func(*updater.Settings){"vpn": func(s *updater.Settings) { s.DependsOn = []string{"db"} }}))
+		stop := w.background(u)
+		time.Sleep(30 * time.Minute) // vpn waits for db
+		w.host.Image(newOf("app"), backendtest.SlowPull)
+		w.registry.Publish("app:1", newOf("app"))
+		time.Sleep(45 * time.Minute) // db is over, app is under way
+		vpn, _ := w.find("vpn")
+		require.Equal(t, oldDigest, vpn.Digest)
+		time.Sleep(time.Hour)
+		stop()
+		for _, name := range []string{"vpn", "app"} {
+			c, _ := w.find(name)
+			require.Equal(t, newOf(name), c.Digest, name)
+		}
+	})
+}
