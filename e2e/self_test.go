@@ -564,6 +564,52 @@ func TestTheHelperIsRemoved(t *testing.T) {
 	}
 }
 
+// TestNobodyIsLeft removes the helper for good while no updaterd runs: then a
+// person has to stop the new one, which may hold the port, and start the old one,
+// as the page on self-updates says, and that is all they have to do.
+func TestNobodyIsLeft(t *testing.T) {
+	for _, row := range []struct {
+		what  string
+		stop  bool   // the new one has been started
+		start string // the old one
+		bad   bool
+	}{
+		{"stop", false, "%s", false},
+		{"stop", false, "%s", true},
+		{"rename to name updaterd-old", true, "%s.updaterd-old", true},
+		{"rename to name", true, "%s.updaterd-old", true},
+	} {
+		name := "after " + row.what
+		if row.bad {
+			name += ", bad"
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var o *own
+			ready := make(chan struct{})
+			tr := newOwnTrap(at{after: true, match: nth(row.what, 1)}, func(stage.Call) {
+				<-ready
+				_ = o.d.ContainerRemove(context.Background(), o.name+".updaterd-finish", container.RemoveOptions{Force: true})
+			}, false)
+			o = newOwn(t, tr.Hooks, nil)
+			close(ready)
+			cmd := []string{"run"}
+			if row.bad {
+				cmd = updates["dies at a start"].cmd
+			}
+			o.push(o.image("v2", cmd...))
+			within(t, patience, "the call", tr.sprung)
+			for _, c := range o.d.Containers() {
+				if row.stop && c.ID != o.before.ID {
+					require.NoError(t, o.d.ContainerStop(t.Context(), c.ID, container.StopOptions{}))
+				}
+			}
+			require.NoError(t, o.d.ContainerStart(t.Context(), fmt.Sprintf(row.start, o.name), container.StartOptions{}))
+			o.ends(row.bad)
+		})
+	}
+}
+
 // running are the containers that run.
 func (o *own) running() []container.InspectResponse {
 	list, err := o.d.ContainerList(context.Background(), container.ListOptions{Filters: filters.NewArgs(filters.Arg("label", stage.Label+"="+o.d.Mark))})

@@ -83,6 +83,7 @@ type Host struct {
 	podman   bool            // it cannot update a restart policy
 	prepared map[string]bool // changes prepared by this process and not applied yet
 	helped   map[string]int  // helpers that this process made, by change
+	ownID    string          // of the container that this process runs in, once it is known
 	uses     edges           // what each container uses, by name or id; see kindred
 	// forbidden are the routes that something on the way to the engine refuses.
 	forbidden []route

@@ -98,34 +98,49 @@ func (h *Host) own(ctx context.Context) ([]*box, error) {
 	if h.finishing || len(me.ids) == 0 {
 		return nil, nil
 	}
-	all, err := h.list(ctx)
-	if err != nil {
-		return nil, err
+	h.mu.Lock()
+	known := h.ownID
+	h.mu.Unlock()
+	if known != "" { // it stays the same for as long as this process lives
+		b, err := h.inspect(ctx, known)
+		if err != nil || b == nil {
+			return nil, err
+		}
+		return []*box{b}, nil
 	}
 	mine := func(id string) bool {
 		return slices.ContainsFunc(me.ids, func(known string) bool { return strings.HasPrefix(id, known) })
 	}
-	var near []string
-	for _, c := range all {
-		// A container in another's network has that one's host name files.
-		other, shares := strings.CutPrefix(c.HostConfig.NetworkMode, "container:")
-		if mine(c.ID) || shares && mine(other) {
-			near = append(near, c.ID)
-		}
-	}
-	found, err := inParallel(ctx, near, h.inspect)
+	all, err := h.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var candidates []*box
-	for _, b := range found {
+	if !slices.ContainsFunc(all, func(c container.Summary) bool { return mine(c.ID) }) {
+		return nil, nil // it is a container of another engine
+	}
+	var ids []string
+	for _, c := range all {
+		ids = append(ids, c.ID)
+	}
+	found, err := inParallel(ctx, ids, h.inspect)
+	if err != nil {
+		return nil, err
+	}
+	candidates := slices.DeleteFunc(found, func(b *box) bool {
 		switch {
 		case b == nil || !b.running():
-		case me.upper == "" || upperOf(b) == "":
-			candidates = append(candidates, b)
-		case me.upper == upperOf(b):
-			return []*box{b}, nil
+			return true
+		case me.upper != "" && upperOf(b) != "":
+			return me.upper != upperOf(b)
 		}
+		// A container in another's network has that one's host name files.
+		other, shares := strings.CutPrefix(string(b.HostConfig.NetworkMode), "container:")
+		return !mine(b.ID) && !(shares && mine(other))
+	})
+	if len(candidates) == 1 {
+		h.mu.Lock()
+		h.ownID = candidates[0].ID
+		h.mu.Unlock()
 	}
 	return candidates, nil
 }

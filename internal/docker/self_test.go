@@ -149,13 +149,18 @@ func requireBare(t *testing.T, same, got *network.EndpointSettings) {
 	require.Equal(t, same.Links, got.Links)
 }
 
+// be makes h believe that this is what its process sees.
+func (h *Host) be(me identity) {
+	h.self, h.ownID = func() identity { return me }, ""
+}
+
 // itself makes h believe that it runs in the container.
 func (r *rig) itself(t *testing.T, h *Host, name string) *box {
 	t.Helper()
 	b, err := h.inspect(t.Context(), r.name(name))
 	require.NoError(t, err)
 	require.NotNil(t, b)
-	h.self = func() identity { return identity{ids: []string{b.ID[:12]}, upper: upperOf(b)} }
+	h.be(identity{ids: []string{b.ID[:12]}, upper: upperOf(b)})
 	h.oneself = &itsSelf
 	return b
 }
@@ -276,7 +281,7 @@ func TestWhoIsItselfInASharedNetwork(t *testing.T) {
 				}
 				seen = upper
 			}
-			h.self = func() identity { return identity{ids: []string{vpn}, upper: seen} }
+			h.be(identity{ids: []string{vpn}, upper: seen})
 			for _, container := range []string{"own", "vpn", "else"} {
 				b, err := h.inspect(t.Context(), r.name(container))
 				require.NoError(t, err)
@@ -437,7 +442,7 @@ func TestWhichEffectsAreHandedOver(t *testing.T) {
 	b, err := h.inspect(t.Context(), r.name("web"))
 	require.NoError(t, err)
 	require.NotEmpty(t, b.label(labelReplaces), made)
-	h.self = func() identity { return identity{ids: []string{b.ID}} }
+	h.be(identity{ids: []string{b.ID}})
 
 	// Now it is the new one that goes on, the helper being gone for good.
 	require.NoError(t, effects["apply"](c))
