@@ -15,6 +15,7 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 
 	"github.com/updaterd/updaterd/internal/updater"
@@ -434,7 +435,12 @@ func (h *Host) imageRaw(ctx context.Context, id string) (json.RawMessage, error)
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	var raw bytes.Buffer
-	_, err := h.client().ImageInspect(ctx, id, client.ImageInspectWithRawResponse(&raw))
+	opts := []client.ImageInspectOption{client.ImageInspectWithRawResponse(&raw)}
+	if versions.GreaterThanOrEqualTo(h.client().ClientVersion(), "1.48") {
+		// Where images are in containerd, Compose writes down the manifest.
+		opts = append(opts, client.ImageInspectWithManifests(true))
+	}
+	_, err := h.client().ImageInspect(ctx, id, opts...)
 	switch {
 	case cerrdefs.IsNotFound(err):
 		return nil, nil
