@@ -212,7 +212,8 @@ rules:
 			time.Sleep(200 * time.Millisecond) // for requests under way
 			report := gap.Stop()
 			t.Logf("%s: %s", what, report)
-			require.Equal(t, versions, report.Bodies, what)
+			// A bad one may be gone before it has answered anybody.
+			require.Subset(t, versions, report.Bodies, what)
 			require.Less(t, report.Longest, time.Minute, what)
 		}
 	}
