@@ -33,9 +33,9 @@ func TestGroupCrashes(t *testing.T) {
 						g.next[n] = r.image(t, n, func(c *v1.Config) { c.Labels = map[string]string{"of": n, "newer": "yes"} })
 					}
 				}
-				n, stride := 1, 3 // odd, so that every other one has lost the journal
+				n, stride := 1, 5 // odd, so that every other one has lost the journal
 				if policy == container.RestartPolicyDisabled {
-					n, stride = 2, 5
+					n, stride = 2, 7
 				}
 				for {
 					g.n, g.lost, g.again = n, n%2 == 0, (n+len(policy))%11
