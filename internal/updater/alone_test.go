@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -300,8 +301,12 @@ func TestAlone(t *testing.T) {
 			w.settings.Health.Timeout = 20 * time.Minute
 			w.run("late", "")
 			w.run("self", "")
-			handed := false
-			w.on = func(what string, done bool) { handed = handed || what == "hand over" }
+			var handed atomic.Bool
+			w.on = func(what string, done bool) {
+				if what == "hand over" {
+					handed.Store(true)
+				}
+			}
 			stop := w.background(w.inside())
 			defer stop()
 			time.Sleep(90 * time.Second) // web is being judged
@@ -312,9 +317,9 @@ func TestAlone(t *testing.T) {
 			w.registry.Publish("late:1", newOf("late"))
 			time.Sleep(5 * time.Minute)
 			require.Equal(t, newOf("late"), digest(w, "late"))
-			require.False(t, handed, "web is still being judged")
+			require.False(t, handed.Load(), "web is still being judged")
 			time.Sleep(20 * time.Minute)
-			require.True(t, handed)
+			require.True(t, handed.Load())
 		})
 	})
 	t.Run("nothing begins while it is under way", func(t *testing.T) {
