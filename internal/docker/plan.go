@@ -342,11 +342,14 @@ func (h *Host) snapshotOf(ctx context.Context, b *box) (snapshot, error) {
 			Detail: fmt.Sprintf("its image %s has been removed from the engine, so what a person set cannot be told from what the image brought: recreate it by hand", b.Image),
 		}
 	}
-	info, err := cli.Info(ctx)
-	if err != nil {
-		return snapshot{}, fmt.Errorf("asking the engine about itself: %w", err)
+	if b.HostConfig.NetworkMode.IsHost() { // only then is its name the container's
+		// An engine starts programs of its own to answer this.
+		info, err := cli.Info(ctx)
+		if err != nil {
+			return snapshot{}, fmt.Errorf("asking the engine about itself: %w", err)
+		}
+		s.Daemon = info.Name
 	}
-	s.Daemon = info.Name
 	networks, err := cli.NetworkList(ctx, network.ListOptions{})
 	if err != nil {
 		return snapshot{}, fmt.Errorf("listing networks: %w", err)

@@ -46,7 +46,8 @@ type snapshot struct {
 	Image json.RawMessage `json:"image"`
 	// API is the negotiated version of the engine's API, "1.41".
 	API string `json:"api"`
-	// Daemon is the engine's own host name (Name in /info).
+	// Daemon is the engine's own host name (Name in /info), for a container in the
+	// host's network.
 	Daemon string `json:"daemon"`
 	// NetworkNames are the engine's networks, id to name; optional.
 	NetworkNames map[string]string `json:"networks,omitempty"`
