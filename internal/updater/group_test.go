@@ -102,20 +102,23 @@ func (w *world) groupTold(want ...string) {
 // Afterwards all are on their new images or all are as they were, and what was
 // not to blame is carried once the other is known to be bad. The first death
 // comes at every step for a good and a bad image, with the journal kept, and at
-// every third for the rest.
+// every seventh for the rest.
 func TestCrashOfAGroupAtEveryStep(t *testing.T) {
 	for behaviour, every := range map[backendtest.Behaviour]int{
-		backendtest.Good: 7, backendtest.Exits: 19, backendtest.PortTaken: 29, backendtest.CannotPull: 17,
-		backendtest.Unhealthy: 41, backendtest.CannotStart: 41, backendtest.OOM: 41,
-		backendtest.Crashes: 41, backendtest.TurnsSick: 41, backendtest.Hangs: 61, backendtest.Flaps: 61,
+		backendtest.Good: 37, backendtest.Exits: 71, backendtest.PortTaken: 101, backendtest.CannotPull: 61,
+		backendtest.Unhealthy: 101, backendtest.CannotStart: 101, backendtest.OOM: 101,
+		backendtest.Crashes: 101, backendtest.TurnsSick: 101, backendtest.Hangs: 151, backendtest.Flaps: 151,
 	} {
 		for i, part := range []string{"vpn", "app"} {
 			for _, lost := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s of %s, journal lost %v", behaviour, part, lost), func(t *testing.T) {
 					t.Parallel()
-					stride := 3
+					stride := 7
 					if !lost && (behaviour == backendtest.Good || behaviour == backendtest.Exits) {
 						stride = 1
+					}
+					if behaviour == backendtest.Hangs || behaviour == backendtest.Flaps {
+						stride = 31 // many looks
 					}
 					first, scenarios := 1+i%stride, 0
 					for more := true; more; first += stride {
