@@ -89,6 +89,12 @@ func (m millis) String() string {
 	return fmt.Sprintf("%s (%s to %s)", ms(m.median()), ms(slices.Min(m)), ms(slices.Max(m)))
 }
 
+// counts is the median of some numbers, with the smallest and the greatest.
+func counts(n []int) string {
+	s := slices.Sorted(slices.Values(n))
+	return fmt.Sprintf("%d (%d to %d)", s[len(s)/2], s[0], s[len(s)-1])
+}
+
 func ms(d time.Duration) string {
 	return strconv.FormatFloat(float64(d)/1e6, 'f', 1, 64) + " ms"
 }

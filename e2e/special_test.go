@@ -27,23 +27,24 @@ func beside(t *testing.T, s start) (r *rig, net string) {
 	return newRig(t, s), net
 }
 
-// customers go through a reverse proxy that knows the rig's container by this
-// name; the address is theirs.
-func (r *rig) customers(net, name string) string {
-	r.t.Helper()
-	front, port := r.d.Name("front"), stage.FreePort(r.t)
-	r.reg.Push("acme/"+front+":1", stage.Image{Version: "front"})
-	r.d.Run(stage.Spec{
+// customers go through a reverse proxy, which knows a container in this network
+// by this name; the address is theirs.
+func customers(t stage.TB, d *stage.Docker, reg *stage.Registry, net, name string) string {
+	t.Helper()
+	front, port := d.Name("front"), stage.FreePort(t)
+	reg.Push("acme/"+front+":1", stage.Image{Version: "front"})
+	d.Run(stage.Spec{
 		Name: front,
 		Config: container.Config{
-			Image: r.reg.Ref("acme/" + front + ":1"), Env: []string{"APP_ROUTES=/=http://" + name + ":8080"},
-			Labels: map[string]string{stage.Label: "a customer's"}, // not the rig's business
+			Image: reg.Ref("acme/" + front + ":1"), Env: []string{"APP_ROUTES=/=http://" + name + ":8080"},
+			Labels: map[string]string{stage.Label: "a customer's"}, // not the test's business
 		},
-		Host: container.HostConfig{NetworkMode: container.NetworkMode(net), PortBindings: stage.Publish(port)},
+		// Nobody else to ask, and to wait for, about a name that is gone.
+		Host: container.HostConfig{NetworkMode: container.NetworkMode(net), PortBindings: stage.Publish(port), DNS: []string{"127.0.0.1"}},
 	})
-	r.t.Cleanup(func() {
-		err := r.d.ContainerRemove(context.WithoutCancel(r.t.Context()), front, container.RemoveOptions{Force: true})
-		require.NoError(r.t, err)
+	t.Cleanup(func() {
+		err := d.ContainerRemove(context.WithoutCancel(t.Context()), front, container.RemoveOptions{Force: true})
+		require.NoError(t, err)
 	})
 	return fmt.Sprintf("http://127.0.0.1:%d/", port)
 }
@@ -66,10 +67,11 @@ func TestStartFirst(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			r, net := beside(t, start{policy: "unless-stopped"})
-			gap := stage.MeasureGap(t, r.customers(net, "shop"))
+			gap := stage.MeasureGap(t, customers(t, r.d, r.reg, net, "shop"))
 			digest := r.push("latest", tt.next)
 			if !tt.good {
 				require.Equal(t, "restored", r.once(1).Outcome)
+				gap.Again(t)
 				seen := gap.Stop()
 				t.Log(seen)
 				require.Equal(t, []string{"v1"}, seen.Bodies)
@@ -78,6 +80,7 @@ func TestStartFirst(t *testing.T) {
 				return
 			}
 			require.Equal(t, "committed", r.once(0).Outcome)
+			gap.Again(t)
 			seen := gap.Stop()
 			t.Log(seen)
 			require.Equal(t, []string{"v1", "v2"}, seen.Bodies)

@@ -131,6 +131,14 @@ func (g *Gap) report() GapReport {
 	return r
 }
 
+// Again returns once there was another good answer: before, a gap that is still
+// open would not be seen.
+func (g *Gap) Again(t TB) {
+	t.Helper()
+	before := g.report().Good
+	Eventually(t, 20*time.Second, "another answer", func() bool { return g.report().Good > before })
+}
+
 // Stop ends the requests and returns what was seen. It may be called twice.
 func (g *Gap) Stop() GapReport {
 	g.cancel()
