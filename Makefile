@@ -28,8 +28,8 @@ demo: build ## See an update and a roll-back, on a real Docker Engine, in under 
 .PHONY: test
 test: build race compose ## Run all tests, with a real Docker Engine
 	UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) sh -ec '\
-		go test -race -timeout=20m ./...; \
-		cd e2e && go test -race -count=1 -p=1 -timeout=20m ./...'
+		go test -race -timeout=40m ./...; \
+		cd e2e && go test -race -count=1 -p=1 -timeout=40m ./...'
 
 # Beforehand: it takes minutes the first time, which no test's patience counts on.
 .PHONY: compose

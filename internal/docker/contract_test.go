@@ -75,6 +75,6 @@ func TestContract(t *testing.T) {
 			r.run(t, name, r.repo+":good-1", nil)
 		},
 		Fail:   r.failNth,
-		Stride: 6, // TestGroupCrashes comes to others
+		Stride: 13, // TestGroupCrashes comes to others
 	})
 }
