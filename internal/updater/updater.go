@@ -157,7 +157,7 @@ func (u *Updater) passes(w *work, stop context.Context) {
 	next := upcoming(rules, last, time.Now())
 	for {
 		w.recover(stop, "")
-		if !time.Now().Before(next) {
+		if stop.Err() == nil && !time.Now().Before(next) {
 			rules.Registry.NewPass()
 			w.pass(stop, rules, nil)
 			last = time.Now()
