@@ -32,6 +32,8 @@ func (h *Host) kindred(ctx context.Context) ([]kin, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.acquaint.Lock()
+	defer h.acquaint.Unlock()
 	h.mu.Lock()
 	known := maps.Clone(h.uses)
 	h.mu.Unlock()

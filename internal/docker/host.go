@@ -76,6 +76,11 @@ type Host struct {
 
 	// refs holds a lock for every reference whose local tag is being moved.
 	refs keyedMutex
+	// lookers bounds the reads under way.
+	lookers chan struct{}
+	// acquaint is held while what containers use is found out, so that many plans
+	// at once do not all ask of all.
+	acquaint sync.Mutex
 
 	mu       sync.Mutex
 	cli      *client.Client
@@ -101,6 +106,7 @@ func New(o Options) (*Host, error) {
 		name: o.Name, owner: o.Owner, credential: o.Credential, log: o.Log.With("backend", o.Name),
 		oneself: o.Self, finishing: o.Finishing, self: sync.OnceValue(whoAmI),
 		prepared: map[string]bool{}, helped: map[string]int{},
+		lookers: make(chan struct{}, lookers),
 	}
 	h.dial = func() (*client.Client, error) { return dial(o) }
 	cli, err := h.dial()
@@ -238,6 +244,7 @@ func (h *Host) inspect(ctx context.Context, ref string) (*box, error) {
 	if ref == "" {
 		return nil, nil
 	}
+	defer h.looking()()
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	c, raw, err := h.client().ContainerInspectWithRaw(ctx, ref, false)
@@ -254,8 +261,17 @@ func (h *Host) inspect(ctx context.Context, ref string) (*box, error) {
 	return &box{InspectResponse: c, raw: raw}, nil
 }
 
+// looking waits until the engine may be asked one more thing, and returns what is
+// to be called after the answer. No read takes longer than lookLimit, and none
+// waits for another while it holds a place.
+func (h *Host) looking() (done func()) {
+	h.lookers <- struct{}{}
+	return func() { <-h.lookers }
+}
+
 // list returns all containers, whatever their state.
 func (h *Host) list(ctx context.Context) ([]container.Summary, error) {
+	defer h.looking()()
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	l, err := h.client().ContainerList(ctx, container.ListOptions{All: true})
@@ -267,6 +283,7 @@ func (h *Host) list(ctx context.Context) ([]container.Summary, error) {
 
 // imageOf returns the image with this id or reference; nil when there is none.
 func (h *Host) imageOf(ctx context.Context, ref string) (*image.InspectResponse, error) {
+	defer h.looking()()
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	img, err := h.client().ImageInspect(ctx, ref)

@@ -435,6 +435,7 @@ func (h *Host) inTheWay(ctx context.Context, b *box) error {
 
 // imageRaw is the engine's whole answer about an image; nil if it has gone.
 func (h *Host) imageRaw(ctx context.Context, id string) (json.RawMessage, error) {
+	defer h.looking()()
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	var raw bytes.Buffer
