@@ -289,10 +289,16 @@ func (d *Docker) Logs(name string) string {
 	return b.String()
 }
 
-// Remove removes a container by force, as another person would.
+// Remove removes a container by force, as another person would, who tries again
+// when a busy engine could not remove its files because it still wrote to them.
 func (d *Docker) Remove(name string) {
 	d.t.Helper()
-	require.NoError(d.t, d.ContainerRemove(d.t.Context(), name, container.RemoveOptions{Force: true, RemoveVolumes: true}))
+	var err error
+	require.Eventually(d.t, func() bool {
+		err = d.ContainerRemove(context.Background(), name, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		return err == nil || !strings.Contains(err.Error(), "directory not empty")
+	}, 30*time.Second, 100*time.Millisecond)
+	require.NoError(d.t, err)
 }
 
 // MakeNetwork creates a network that the test's end removes.
