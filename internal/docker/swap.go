@@ -80,6 +80,9 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 		case superseded:
 			return updater.Applied{}, h.overtaken(p, all, wary, "")
 		case undone:
+			if fault := h.fleetingFault(ctx, p); fault != nil {
+				return updater.Applied{}, fault
+			}
 			if b[i].old == nil {
 				return updater.Applied{}, fmt.Errorf("container %s has gone: somebody removed it after the change was broken off (docker container prune?)", p.Name)
 			}
@@ -192,9 +195,20 @@ func (h *Host) swap(ctx context.Context, all []piece, b []boxes, wary bool) (gap
 	}
 	for i, p := range all {
 		if p.Replace && !p.Overlap && b[i].new.name() != p.Name {
+			if p.Fleeting {
+				// One that the engine is about to remove must not be renamed: an
+				// engine then never lets go of the name.
+				now, err := h.inspect(ctx, b[i].new.ID)
+				if err != nil {
+					return 0, err
+				}
+				if now == nil || !now.running() {
+					return gap, nil // the next look tells how it ended
+				}
+			}
 			err := h.renameLively(ctx, b[i].new, p.Name, true)
-			if err != nil && p.Fleeting && isGone(err) {
-				return gap, nil // it has ended already: the next look tells how
+			if p.Fleeting && isGone(err) {
+				return gap, nil
 			}
 			if err != nil {
 				return 0, err
@@ -364,6 +378,13 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 		i, st := backwardAll(scenes)
 		p := all[i]
 		h.log.Debug("restoring", "workload", p.Workload, "change", c.ID, "step", string(st))
+		if n := b[i].new; st != done && p.Fleeting && n != nil && n.started() && !n.running() {
+			// The engine is about to remove it, or has failed to.
+			if err := h.remove(ctx, n); err != nil {
+				return updater.Restoration{}, err
+			}
+			continue
+		}
 		switch st {
 		case done:
 			return h.restored(ctx, c, all, scenes, b)
@@ -420,6 +441,9 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 			if err = h.remove(ctx, b[i].new); err == nil {
 				h.tidy(ctx, c, p, b[i].new.Image)
 			}
+		}
+		if p.Fleeting && isGone(err) {
+			continue // the engine was faster
 		}
 		if err != nil {
 			return updater.Restoration{}, err
