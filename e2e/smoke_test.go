@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -270,10 +271,12 @@ func TestSmokeKilled(t *testing.T) {
 				r := newSmoke(t, start{policy: "always"}, what)
 				r.u.WriteConfig(r.config(timeout))
 				digest := r.push("latest", next)
-				made := false
+				var made atomic.Bool // calls come side by side
 				killed := r.runKilled(at{after: where != "wait", match: func(c stage.Call) bool {
-					made = made || c.N > 0 && c.Query.Get("name") == r.name+".updaterd-test"
-					return made && c.N > 0 && kind(c) == where
+					if c.N > 0 && c.Query.Get("name") == r.name+".updaterd-test" {
+						made.Store(true)
+					}
+					return made.Load() && c.N > 0 && kind(c) == where
 				}}, "run", "--once")
 				require.True(t, killed, "there was no such call")
 				_, err := r.d.ContainerInspect(t.Context(), r.name+".updaterd-test")
