@@ -209,7 +209,7 @@ rules:
 		gap := stage.MeasureGap(t, url)
 		return func() {
 			t.Helper()
-			time.Sleep(200 * time.Millisecond) // for requests under way
+			gap.Again(t)
 			report := gap.Stop()
 			t.Logf("%s: %s", what, report)
 			// A bad one may be gone before it has answered anybody.

@@ -390,7 +390,7 @@ func (o *own) ends(bad bool) {
 	o.t.Helper()
 	// After a bad one it will look as it did before.
 	stage.Eventually(o.t, patience, "the end of the change", func() bool {
-		time.Sleep(300 * time.Millisecond)
+		time.Sleep(300 * time.Millisecond) // each look is a process of its own
 		return len(o.events()) > 0
 	})
 	if last := o.last(); !bad && last.Verdict == "unclear" && strings.Contains(last.Why, "does not answer") {
