@@ -105,7 +105,9 @@ type death struct {
 	steps int
 	dead  bool
 	what  string
-	on    func(what string, done bool)
+
+	turn sync.Mutex // steps come side by side; what a test does at one comes alone
+	on   func(what string, done bool)
 }
 
 func (d *death) step(what string, done bool) error {
@@ -123,6 +125,8 @@ func (d *death) step(what string, done bool) error {
 		runtime.Goexit()
 	}
 	if d.on != nil {
+		d.turn.Lock()
+		defer d.turn.Unlock()
 		d.on(what, done)
 	}
 	return nil

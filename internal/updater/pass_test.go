@@ -362,7 +362,7 @@ func TestWhatChangedWhileItWaitedIsDecidedAnew(t *testing.T) {
 			if c.Ref == "theirs:9" {
 				theirs++
 				require.Equal(t, updater.OutcomeNone, r.Outcome)
-				require.Contains(t, r.Detail, "somebody changed local/a since")
+				require.Contains(t, r.Detail, "somebody changed "+r.Workload+" since")
 			} else {
 				updated++
 			}
