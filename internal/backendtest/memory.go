@@ -581,9 +581,10 @@ func (p *Process) Prepare(ctx context.Context, c updater.Change, report func(upd
 		p.mu.Lock()
 		slow := p.images[part.To.Digest] == SlowPull
 		p.mu.Unlock()
-		if slow {
+		for i := 0; slow && i < 60; i++ { // an hour, in which it moves
 			select {
-			case <-time.After(time.Hour):
+			case <-time.After(time.Minute):
+				report(updater.Progress{Step: "pulling"})
 			case <-ctx.Done():
 				return ctx.Err()
 			}

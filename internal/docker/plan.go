@@ -173,6 +173,7 @@ func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin)
 		return origin{}, &updater.Refusal{Reason: updater.NotRunning, Detail: notRunning(status)}
 	}
 	p.Healthy = healthy(old)
+	p.StopTimeout = stopTimeout(old, 0)
 	o := origin{
 		Name: name, ID: old.ID, Image: old.Image, Policy: old.HostConfig.RestartPolicy,
 		Settled: settled(old), Restarts: old.RestartCount, StartedAt: old.State.StartedAt,

@@ -22,7 +22,8 @@ var (
 // Backend is a place where workloads run. Every method may be called at any
 // time, by several goroutines for different units, and again with the same
 // Change after a crash, even if the first call was broken off half-way: each
-// is idempotent. An error that is neither a *Refusal, a *Fault, ErrSame nor
+// is idempotent. Every call is bounded (step.go): its ctx ends when it takes
+// too long, and it is to return soon then. An error that is neither a *Refusal, a *Fault, ErrSame nor
 // ErrSuperseded means that the backend could not be asked or did not do it;
 // calling again later is right. All block until done or ctx ends. A part is
 // named by its index in Change.Parts.
@@ -40,7 +41,7 @@ type Backend interface {
 
 	// Plan widens a wish, one part for each workload that is to get another
 	// image, to all that must move together. It puts the parts in start order,
-	// fills in Origin, Alone, Related and every part's Idle and Healthy. join is
+	// fills in Origin, Alone, Related and every part's Idle, Healthy and StopTimeout. join is
 	// asked for the settings of each workload that is added; its error refuses the
 	// whole. Plan only reads, and not from the journal. A *Refusal says what cannot
 	// be done faithfully.
@@ -49,7 +50,8 @@ type Backend interface {
 	// Prepare disturbs nothing that runs: it pulls by digest, verifies, and
 	// creates what can be created beforehand. report is called with what it
 	// does, often, and never after Prepare has returned. ErrSame: nothing to
-	// do. A *Refusal: it cannot be done after all.
+	// do. A *Refusal: it cannot be done after all. It is broken off when it
+	// reports nothing for ten minutes.
 	Prepare(ctx context.Context, c Change, report func(Progress)) error
 
 	// Apply puts the new image to work and returns when that is accepted, not

@@ -1,6 +1,7 @@
 package updater
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 	"time"
@@ -69,6 +70,16 @@ type Part struct {
 	// Healthy says whether it was healthy before: a part that was not counts as
 	// restored when it is back.
 	Healthy bool `json:"healthy"`
+	// StopTimeout is how long its own configuration gives it to stop; 0 when that
+	// is unknown. Settings.StopTimeout goes before it.
+	StopTimeout time.Duration `json:"stop-timeout,omitempty"`
+}
+
+// stopping is how long the part may take to stop. What nobody knows is taken for
+// what engines give.
+func (p Part) stopping() time.Duration {
+	const engines = 10 * time.Second
+	return cmp.Or(p.Settings.StopTimeout, p.StopTimeout, engines)
 }
 
 // Changes reports whether the part gets another image.

@@ -32,11 +32,12 @@ type work struct {
 	busy     map[string]string // by workload: the id of the change under way, "" while one waits for its turn
 	ended    map[string]Change // by workload: how the last change of this process ended
 	told     map[string]Reason // by workload: the reason that was last logged
+	sight    Sight             // what there is to be seen of it all
 }
 
-func newWork(place Place, j Journal, rules Rules, log *slog.Logger) *work {
+func newWork(place Place, j Journal, rules Rules, log *slog.Logger, s *steps) *work {
 	w := &work{
-		backend: place.Backend, journal: j, log: log.With("backend", place.Backend.Name()), crowd: &crowd{},
+		backend: bounded{place.Backend, s}, journal: boundedJournal{j, place.Backend.Name(), s}, log: log.With("backend", place.Backend.Name()), crowd: &crowd{},
 		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]Reason{},
 	}
 	w.adopt(rules)
@@ -76,6 +77,7 @@ func (w *work) recover(stop context.Context, only string) {
 	if err != nil {
 		w.log.Warn("backend cannot be asked for traces of changes", "err", err)
 	}
+	w.looked(err)
 	all := append(open, traces...)
 	slices.SortStableFunc(all, func(a, b Change) int { // what must be alone comes last
 		switch {
@@ -270,6 +272,7 @@ func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
 		maps.DeleteFunc(w.told, func(id string, _ Reason) bool { return !listed[id] })
 		w.mu.Unlock()
 	}
+	w.saw(len(p.items), updates, p.unavailable)
 	w.log.Info("pass over", "workloads", len(p.items), "updates", updates, "took", time.Since(began).Round(time.Millisecond))
 	return p
 }

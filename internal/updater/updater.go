@@ -47,14 +47,18 @@ type Updater struct {
 	places []Place
 	log    *slog.Logger
 
+	steps steps // under way
+
 	mu     sync.Mutex
 	rules  Rules
 	reload chan struct{} // closed when rules are replaced
+	works  []*work       // by place: what goes on there while this process leads; nil else
+	aside  bool          // another process finishes the update of updaterd itself
 }
 
 // New returns an Updater. It starts nothing.
 func New(places []Place, rules Rules, log *slog.Logger) *Updater {
-	return &Updater{places: places, rules: rules, log: log, reload: make(chan struct{})}
+	return &Updater{places: places, rules: rules, log: log, reload: make(chan struct{}), works: make([]*work, len(places))}
 }
 
 // Reload replaces the rules: passes that begin later go by them, a change
@@ -141,6 +145,7 @@ func (u *Updater) Run(ctx context.Context) error {
 		if !errors.Is(err, ErrHandedOver) && !errors.Is(err, ErrFinishing) {
 			return err
 		}
+		u.standBy()
 		if !standing {
 			u.log.Info("standing by while another process finishes the update of updaterd itself", "reason", err)
 		}
@@ -157,11 +162,13 @@ func (u *Updater) passes(w *work, stop context.Context) {
 	next := upcoming(rules, last, time.Now())
 	for {
 		w.recover(stop, "")
+		w.comes(next)
 		if stop.Err() == nil && !time.Now().Before(next) {
 			rules.Registry.NewPass()
 			w.pass(stop, rules, nil)
 			last = time.Now()
 			next = upcoming(rules, last, last)
+			w.comes(next)
 			u.log.Debug("pass comes next", "backend", w.backend.Name(), "at", next)
 		}
 		t := time.NewTimer(time.Until(next))
@@ -302,7 +309,7 @@ func (u *Updater) check(ctx context.Context, rules Rules, names []string) ([]Row
 	var wg sync.WaitGroup
 	for i, place := range u.places {
 		wg.Go(func() {
-			w := newWork(place, place.State.Journal(), rules, u.log)
+			w := newWork(place, place.State.Journal(), rules, u.log, &u.steps)
 			passes[i] = w.look(ctx, rules, names)
 		})
 	}
@@ -401,7 +408,8 @@ func (u *Updater) lead(ctx context.Context, do func(w *work, stop context.Contex
 			// Effects that have begun are finished after ctx has ended.
 			errs[i] = place.State.Lead(context.WithoutCancel(ctx), func(lead context.Context, j Journal) error {
 				rules, _ := u.current()
-				w := newWork(place, j, rules, u.log)
+				w := newWork(place, j, rules, u.log, &u.steps)
+				u.show(i, w)
 				w.lead, w.crowd, w.leave = lead, &together, func() { cancel(ErrHandedOver) }
 				end, done := both(lead, stop)
 				defer done()
