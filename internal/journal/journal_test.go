@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -147,6 +148,37 @@ func TestOnlyTheOwnerMayRead(t *testing.T) {
 		info, err := file.Info()
 		require.NoError(t, err)
 		require.Equal(t, fs.FileMode(0o600), info.Mode().Perm(), file.Name())
+	}
+}
+
+func TestWhatACommandMakesBelongsToTheService(t *testing.T) {
+	if os.Getuid() != 0 {
+		require.Empty(t, os.Getenv("CI"), "root is needed to make a directory of another user")
+		t.Skip("root is needed to make a directory of another user")
+	}
+	for name, mode := range map[string]struct{ dir, file fs.FileMode }{
+		"for its owner alone":   {0o700, 0o600},
+		"for its group as well": {0o770, 0o660},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "state")
+			require.NoError(t, os.Mkdir(dir, 0o700))
+			require.NoError(t, os.Chown(dir, 4321, 4322))
+			require.NoError(t, os.Chmod(dir, mode.dir))
+			_, err := Owner(dir)
+			require.NoError(t, err)
+			lead(t, newFile(t, dir))
+			files, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			require.Len(t, files, 3)
+			for _, file := range files {
+				info, err := file.Info()
+				require.NoError(t, err)
+				require.Equal(t, mode.file, info.Mode().Perm(), file.Name())
+				require.EqualValues(t, 4321, info.Sys().(*syscall.Stat_t).Uid, file.Name())
+				require.EqualValues(t, 4322, info.Sys().(*syscall.Stat_t).Gid, file.Name())
+			}
+		})
 	}
 }
 

@@ -89,6 +89,7 @@ func (f *File) lead(ctx context.Context) (*os.File, error) {
 		if err != nil {
 			return nil, remedy(f.dir, fmt.Errorf("opening the lock file: %w", err))
 		}
+		share(lock)
 		err = tryLock(lock, syscall.LOCK_EX)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			err := f.led(ctx, lock)

@@ -311,6 +311,9 @@ func openLocked(ctx context.Context, path string, flag int) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
+		if flag&os.O_CREATE != 0 {
+			share(file)
+		}
 		for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 			if err = tryLock(file, how); !errors.Is(err, syscall.EWOULDBLOCK) {
 				break
@@ -386,6 +389,42 @@ func makeDir(dir string) error {
 		return err
 	}
 	return syncDir(filepath.Dir(dir))
+}
+
+// share gives a file to those whom the state directory belongs to: to the
+// directory's owner, if root has made the file, and to its group, which may do
+// with the file what it may do in the directory. So a command run by hand leaves
+// nothing that a service of another user could not open. A file that cannot be
+// shared works for whoever made it; the others are told what to do when they
+// cannot open it.
+func share(file *os.File) {
+	dir, err := os.Stat(filepath.Dir(file.Name()))
+	if err != nil {
+		return
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return
+	}
+	to, ok := dir.Sys().(*syscall.Stat_t)
+	is, ok2 := info.Sys().(*syscall.Stat_t)
+	if !ok || !ok2 {
+		return
+	}
+	uid, gid := -1, -1
+	if is.Uid == 0 && to.Uid != 0 {
+		uid = int(to.Uid)
+	}
+	group := dir.Mode().Perm() & 0o060
+	if group != 0 && is.Gid != to.Gid || uid != -1 {
+		gid = int(to.Gid)
+	}
+	if uid != -1 || gid != -1 {
+		_ = file.Chown(uid, gid)
+	}
+	if mode := info.Mode().Perm() | group; mode != info.Mode().Perm() {
+		_ = file.Chmod(mode)
+	}
 }
 
 // rename renames durably.
