@@ -14,6 +14,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -124,6 +125,7 @@ func Load(path string, environ []string) (*Config, error) {
 func load(d *document, data []byte, environ []string) (*Config, error) {
 	c := &Config{File: d.file}
 	vars := variables(environ)
+	d.credentials = cmp.Or(vars["CREDENTIALS_DIRECTORY"], serviceCredentials)
 
 	var fields map[string]field
 	if d.file != "" {
@@ -342,9 +344,19 @@ func put[T any](t *T, keys []key[T], values map[string]written) {
 	}
 }
 
+// serviceCredentials is where systemd puts the secrets of our unit. Commands run
+// by hand find them there.
+const serviceCredentials = "/run/credentials/updaterd.service"
+
 // beside is a path as the file means it: a relative one begins where the file
-// lies, so that it does not depend on where updaterd was started.
+// lies, so that it does not depend on where updaterd was started, and one that
+// begins with $CREDENTIALS_DIRECTORY, in the directory of LoadCredential=.
 func (d *document) beside(path string) string {
+	for _, variable := range []string{"$CREDENTIALS_DIRECTORY/", "${CREDENTIALS_DIRECTORY}/"} {
+		if name, ok := strings.CutPrefix(path, variable); ok {
+			return filepath.Join(d.credentials, name)
+		}
+	}
 	if path == "" || filepath.IsAbs(path) {
 		return path
 	}

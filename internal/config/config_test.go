@@ -631,3 +631,20 @@ func FuzzLoad(f *testing.F) {
 		require.False(t, c.Schedule.Next(time.Unix(1e9, 0)).IsZero())
 	})
 }
+
+func TestPathsOfCredentials(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "ghcr"), []byte("secret\n"), 0o600))
+	for _, path := range []string{"$CREDENTIALS_DIRECTORY/ghcr", "${CREDENTIALS_DIRECTORY}/ghcr"} {
+		file := filepath.Join(t.TempDir(), "updaterd.yaml")
+		require.NoError(t, os.WriteFile(file, []byte("registries: [{host: ghcr.io, username: x, password-file: '"+path+"'}]"), 0o600))
+		c, err := Load(file, []string{"CREDENTIALS_DIRECTORY=" + dir})
+		require.NoError(t, err)
+		password, err := c.Registries[0].Password()
+		require.NoError(t, err)
+		require.Equal(t, "secret", password)
+
+		_, err = Load(file, nil)
+		require.ErrorContains(t, err, "/run/credentials/updaterd.service/ghcr cannot be read", "by hand, it is looked for where the service has it")
+	}
+}

@@ -20,6 +20,8 @@ import (
 type document struct {
 	file     string
 	problems Problems
+	// credentials is the directory of the secrets that systemd hands to the unit.
+	credentials string
 }
 
 func (d *document) problem(line int, key, format string, args ...any) {
