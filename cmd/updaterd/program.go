@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -54,10 +53,10 @@ func (p program) main(ctx context.Context, args []string) int {
 	}
 	if problems, ok := errors.AsType[config.Problems](err); ok {
 		// Each line begins with the file and the line, as editors understand it.
-		fmt.Fprintln(p.stderr, problems)
+		p.complain(problems.Error())
 		return exitUsage
 	}
-	fmt.Fprintf(p.stderr, "updaterd: %v\n", err)
+	p.complain(fmt.Sprintf("updaterd: %v", err))
 	if _, ok := errors.AsType[usageError](err); ok || errors.Is(err, updater.ErrUnknownWorkload) {
 		return exitUsage
 	}
@@ -124,18 +123,6 @@ func wrongCalls(c *cobra.Command) {
 // load reads the configuration.
 func (p program) load(s *shared) (*config.Config, error) {
 	return config.Load(config.Find(s.config, p.environ), p.environ)
-}
-
-// logger is how the daemon and its commands log: to stderr.
-func (p program) logger(c config.Log) *slog.Logger {
-	var level slog.Level
-	// The configuration was checked; an unknown level would be info.
-	_ = level.UnmarshalText([]byte(c.Level))
-	o := &slog.HandlerOptions{Level: level}
-	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(p.stderr, o))
-	}
-	return slog.New(slog.NewTextHandler(p.stderr, o))
 }
 
 func (p program) versionCommand() *cobra.Command {

@@ -88,8 +88,12 @@ func (p program) daemon(ctx context.Context, s *shared) error {
 	if err != nil {
 		return err
 	}
+	sup := newSupervisor()
+	watched, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	go sup.watch(watched, ctx)
 	for {
-		next, err := p.serve(ctx, cfg, file, changed)
+		next, err := p.serve(ctx, cfg, file, changed, sup)
 		if err != nil || next == nil {
 			return err
 		}
@@ -99,7 +103,7 @@ func (p program) daemon(ctx context.Context, s *shared) error {
 
 // serve runs one wiring until ctx ends (nil) or a configuration comes that
 // needs another wiring, which it returns.
-func (p program) serve(ctx context.Context, cfg *config.Config, file string, changed <-chan struct{}) (*config.Config, error) {
+func (p program) serve(ctx context.Context, cfg *config.Config, file string, changed <-chan struct{}, sup *supervisor) (*config.Config, error) {
 	log := p.logger(cfg.Log)
 	w, err := p.wire(cfg, log, acts)
 	if err != nil {
@@ -111,6 +115,7 @@ func (p program) serve(ctx context.Context, cfg *config.Config, file string, cha
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)
+	sup.runs(w.updater, log)
 	go func() { ended <- w.updater.Run(ctx) }()
 
 	var next *config.Config
@@ -127,25 +132,28 @@ func (p program) serve(ctx context.Context, cfg *config.Config, file string, cha
 		if next != nil {
 			continue // already stopping for another
 		}
-		read, err := config.Load(file, p.environ)
-		if err != nil {
-			p.refuse(log, file, err)
-			continue
-		}
-		if rewired(cfg, read) {
-			log.Info("configuration names other parts, starting anew", "config", file)
-			next = read
-			stop()
-			continue
-		}
-		rules, err := w.rules(read)
-		if err != nil {
-			p.refuse(log, file, err)
-			continue
-		}
-		w.updater.Reload(rules)
-		cfg = read
-		log.Info("configuration read again", "config", file)
+		sup.reload(func() error {
+			read, err := config.Load(file, p.environ)
+			if err != nil {
+				p.refuse(log, file, err)
+				return err
+			}
+			if rewired(cfg, read) {
+				log.Info("configuration names other parts, starting anew", "config", file)
+				next = read
+				stop()
+				return nil
+			}
+			rules, err := w.rules(read)
+			if err != nil {
+				p.refuse(log, file, err)
+				return err
+			}
+			w.updater.Reload(rules)
+			cfg = read
+			log.Info("configuration read again", "config", file)
+			return nil
+		})
 	}
 }
 
