@@ -74,6 +74,7 @@ func TestPackagesKnowOnlyWhatTheyMay(t *testing.T) {
 		"internal/config":      {"internal/policy", "internal/updater"},
 		"internal/docker":      {"internal/policy", "internal/updater"},
 		"internal/journal":     {"internal/policy", "internal/updater"},
+		"internal/metrics":     {"internal/policy", "internal/updater"},
 		"internal/notify":      {"internal/policy", "internal/updater"},
 		"internal/registry":    {"internal/policy", "internal/updater"},
 		"internal/backendtest": {"internal/policy", "internal/updater"},

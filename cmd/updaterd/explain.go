@@ -88,7 +88,7 @@ nothing to be downgraded from.`,
 		if tagFile != "" {
 			tags, err = p.readTags(tagFile)
 		} else {
-			registry, newErr := newRegistry(cfg, p.logger(quiet(cfg.Log)), p.version)
+			registry, newErr := newRegistry(cfg, p.logger(quiet(cfg.Log)), p.version, nil)
 			if newErr != nil {
 				return newErr
 			}

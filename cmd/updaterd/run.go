@@ -112,6 +112,14 @@ func (p program) serve(ctx context.Context, cfg *config.Config, file string, cha
 	defer w.close()
 	log.Info("updaterd starts", "version", p.version, "config", file, "state", cfg.State, "schedule", cfg.Schedule.String(), "watch", cfg.Watch)
 
+	if w.metrics != nil {
+		end, err := listen("metrics.listen", cfg.Metrics, w.metrics.Handler(w.updater.Glance), log)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+	}
+
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)
@@ -165,7 +173,7 @@ func (p program) refuse(log *slog.Logger, file string, err error) {
 // rewired reports whether going from one configuration to another takes other
 // parts than a running updater can exchange.
 func rewired(a, b *config.Config) bool {
-	return a.State != b.State || a.Log != b.Log || !reflect.DeepEqual(a.Docker, b.Docker)
+	return a.State != b.State || a.Log != b.Log || a.Metrics != b.Metrics || !reflect.DeepEqual(a.Docker, b.Docker)
 }
 
 func (p program) checkCommand(s *shared) *cobra.Command {

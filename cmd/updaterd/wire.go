@@ -10,6 +10,7 @@ import (
 	"github.com/updaterd/updaterd/internal/config"
 	"github.com/updaterd/updaterd/internal/docker"
 	"github.com/updaterd/updaterd/internal/journal"
+	"github.com/updaterd/updaterd/internal/metrics"
 	"github.com/updaterd/updaterd/internal/notify"
 	"github.com/updaterd/updaterd/internal/registry"
 	"github.com/updaterd/updaterd/internal/updater"
@@ -23,6 +24,7 @@ type wiring struct {
 	places   []updater.Place
 	hosts    []*docker.Host
 	registry atomic.Pointer[registry.Client] // replaced by a reload
+	metrics  *metrics.Metrics                // nil where nobody asks for them
 }
 
 // role is what a command does to changes.
@@ -44,6 +46,13 @@ func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, err
 		if owner, err = journal.Owner(c.State); err != nil {
 			return nil, err
 		}
+	}
+	if c.Metrics != "" && as == acts {
+		var backends []string
+		for _, d := range c.Docker {
+			backends = append(backends, d.Name)
+		}
+		w.metrics = metrics.New(p.version, backends)
 	}
 	for _, d := range c.Docker {
 		o := docker.Options{
@@ -117,7 +126,11 @@ func (w *wiring) close() {
 
 // rules are what a reload may replace.
 func (w *wiring) rules(c *config.Config) (updater.Rules, error) {
-	r, err := newRegistry(c, w.log, w.version)
+	var counts registry.Observer // an interface that holds a nil pointer is not nil
+	if w.metrics != nil {
+		counts = w.metrics
+	}
+	r, err := newRegistry(c, w.log, w.version, counts)
 	if err != nil {
 		return updater.Rules{}, err
 	}
@@ -126,18 +139,22 @@ func (w *wiring) rules(c *config.Config) (updater.Rules, error) {
 	for _, n := range c.Notify {
 		hooks = append(hooks, notify.Webhook{URL: n.URL, On: n.On})
 	}
+	var observers updater.Observers
+	if w.metrics != nil {
+		observers = append(observers, w.metrics)
+	}
 	return updater.Rules{
 		Settings: c.Settings, Schedule: c.Schedule, Jitter: c.Jitter, Parallel: c.Parallel,
-		Registry: r, Notifier: notify.New(hooks, w.log),
+		Registry: r, Notifier: notify.New(hooks, w.log), Observer: observers,
 	}, nil
 }
 
-func newRegistry(c *config.Config, log *slog.Logger, version string) (*registry.Client, error) {
+func newRegistry(c *config.Config, log *slog.Logger, version string, o registry.Observer) (*registry.Client, error) {
 	var hosts []registry.Host
 	for _, r := range c.Registries {
 		hosts = append(hosts, registry.Host{
 			Host: r.Host, PlainHTTP: r.PlainHTTP, CA: r.CA, Username: r.Username, PasswordFile: r.PasswordFile,
 		})
 	}
-	return registry.New(registry.Options{Hosts: hosts, Log: log, UserAgent: "updaterd/" + version})
+	return registry.New(registry.Options{Hosts: hosts, Log: log, UserAgent: "updaterd/" + version, Observer: o})
 }

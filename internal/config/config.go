@@ -60,6 +60,8 @@ type Config struct {
 	Docker     []Docker
 	Registries []Registry
 	Notify     []Notify
+	// Metrics is the address to serve metrics on; "" is nowhere.
+	Metrics string
 
 	defaults   map[string]written // by setting, every one present
 	rules      []rule

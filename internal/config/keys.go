@@ -99,6 +99,7 @@ func fileKeys() []key[Config] {
 		with("allow-label-tests", "false", readFlag, func(c *c) *bool { return &c.labelTests }),
 		with("log.level", "info", readChoice("debug", "info", "warn", "error"), func(c *c) *string { return &c.Log.Level }),
 		with("log.format", "text", readChoice("text", "json"), func(c *c) *string { return &c.Log.Format }),
+		with("metrics.listen", "", readListen, func(c *c) *string { return &c.Metrics }),
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/url"
 	"slices"
 	"strconv"
@@ -421,6 +422,24 @@ func readProbe(r raw) (string, error) {
 		return "", fmt.Errorf("%q is no probe; %s", s, remedy)
 	case bad:
 		return "", fmt.Errorf("%q has no port from 1 to 65535; %s", s, remedy)
+	}
+	return s, nil
+}
+
+// readListen takes an address to listen on, host and port; "" is none. The host
+// is an address or a name of this machine, or left out for all of them.
+func readListen(r raw) (string, error) {
+	const want = "write host and port, such as 127.0.0.1:9713, or nothing to turn it off"
+	s, err := r.scalar("an address such as 127.0.0.1:9713", "!!str")
+	if err != nil || s == "" {
+		return "", err
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || strings.ContainsAny(host, "/ ") {
+		return "", fmt.Errorf("%q is no address to listen on; %s", s, want)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		return "", fmt.Errorf("%q has no port from 1 to 65535; %s", s, want)
 	}
 	return s, nil
 }

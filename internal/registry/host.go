@@ -87,6 +87,9 @@ func newHost(c *Client, n string) (*host, error) {
 			DisableCompression: true,
 		}
 	}
+	if c.observer != nil {
+		rt = observed{rt, h.name, c.observer}
+	}
 	h.http = &http.Client{Transport: rt, Timeout: requestTimeout, CheckRedirect: h.checkRedirect}
 	h.retry = &retryablehttp.Client{
 		HTTPClient:   h.http,

@@ -44,6 +44,8 @@ type Options struct {
 	// CertsDir holds authorities and client certificates by host, as the engine
 	// reads them; "" is /etc/docker/certs.d.
 	CertsDir string
+	// Observer sees every request; nil: nobody does.
+	Observer Observer
 }
 
 // Host is what the configuration says of one registry.
@@ -71,6 +73,7 @@ type Client struct {
 	certsDir  string
 	creds     *credentials
 	slots     chan struct{}
+	observer  Observer
 
 	// Replaced by tests.
 	now          func() time.Time
@@ -104,6 +107,7 @@ func New(o Options) (*Client, error) {
 		userAgent: o.UserAgent,
 		certsDir:  o.CertsDir,
 		slots:     make(chan struct{}, perClient),
+		observer:  o.Observer,
 		now:       time.Now,
 		known:     map[string]*host{},
 	}

@@ -15,5 +15,6 @@
 // so the driver goes on after a crash exactly as it would have without one.
 //
 // The package owns the words of the domain and declares the interfaces it
-// needs: [Backend], [State], [Journal], [Registry] and [Notifier].
+// needs: [Backend], [State], [Journal], [Registry], [Notifier]
+// and [Observer].
 package updater

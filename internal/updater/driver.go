@@ -30,6 +30,7 @@ type driver struct {
 	backend  Backend
 	journal  Journal
 	notifier Notifier
+	observer Observer
 	log      *slog.Logger
 	// once: somebody waits, so give up after onceTries instead of never.
 	once bool
@@ -58,6 +59,7 @@ func (d *driver) drive(lead, stop context.Context, c Change, resumed bool) Chang
 	}
 	for !c.Phase.Final() && lead.Err() == nil {
 		log.Info("change moves on", told(c)...)
+		d.observer.Moved(c)
 		if err := d.journal.Save(lead, c); err != nil {
 			switch {
 			case lead.Err() != nil:
@@ -259,6 +261,7 @@ func (d *driver) finish(lead context.Context, c Change, log *slog.Logger) Change
 		level = slog.LevelError
 	}
 	log.Log(lead, level, "change is over", told(c)...)
+	d.observer.Moved(c)
 	for _, e := range c.Entries() {
 		d.notifier.Notify(lead, e)
 	}

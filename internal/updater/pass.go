@@ -28,6 +28,7 @@ type work struct {
 
 	mu       sync.Mutex
 	notifier Notifier
+	observer Observer
 	slots    chan struct{}     // one per change that may be under way
 	busy     map[string]string // by workload: the id of the change under way, "" while one waits for its turn
 	ended    map[string]Change // by workload: how the last change of this process ended
@@ -48,10 +49,20 @@ func newWork(place Place, j Journal, rules Rules, log *slog.Logger, s *steps) *w
 func (w *work) adopt(rules Rules) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.notifier = rules.Notifier
+	w.notifier, w.observer = rules.Notifier, rules.Observer
+	if w.observer == nil {
+		w.observer = Observers(nil)
+	}
 	if cap(w.slots) != max(rules.Parallel, 1) {
 		w.slots = make(chan struct{}, max(rules.Parallel, 1))
 	}
+}
+
+// watching is who observes now.
+func (w *work) watching() Observer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.observer
 }
 
 func (w *work) wait() { w.changes.Wait() }
@@ -114,7 +125,7 @@ func (w *work) carry(stop context.Context, c Change, resumed bool) Change {
 func (w *work) driver() *driver {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return &driver{backend: w.backend, journal: w.journal, notifier: w.notifier, log: w.log, once: w.once, leave: w.leave}
+	return &driver{backend: w.backend, journal: w.journal, notifier: w.notifier, observer: w.observer, log: w.log, once: w.once, leave: w.leave}
 }
 
 // settled reports whether a change is over in this process. If its end could
@@ -260,11 +271,15 @@ func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
 	p.run(stop, names, w.changes.Go)
 	updates := 0
 	listed := map[string]bool{}
+	reasons := map[Reason]int{}
 	for _, it := range p.items {
 		<-it.decided
 		listed[it.workload.ID] = true
 		if it.decision.Update {
 			updates++
+		}
+		if !it.aside {
+			reasons[it.decision.Reason]++
 		}
 	}
 	if p.unavailable == nil {
@@ -273,6 +288,7 @@ func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
 		w.mu.Unlock()
 	}
 	w.saw(len(p.items), updates, p.unavailable)
+	w.watching().Passed(Passed{Backend: w.backend.Name(), Began: began, Took: time.Since(began), Decided: reasons, Part: len(names) > 0, Err: p.unavailable})
 	w.log.Info("pass over", "workloads", len(p.items), "updates", updates, "took", time.Since(began).Round(time.Millisecond))
 	return p
 }
@@ -412,7 +428,12 @@ func cycle(at, it *item, seen map[*item]bool) []string {
 // pass that acts remembers.
 func (p *pass) decide(ctx context.Context, it *item) {
 	defer close(it.decided)
-	defer p.tell(it)
+	defer func() {
+		p.tell(it)
+		if p.act && !it.aside && !it.stopped {
+			p.watching().Decided(it.workload, it.decision)
+		}
+	}()
 	id := it.workload.ID
 	if it.decision.Reason != "" {
 		return // its settings are wrong

@@ -35,6 +35,8 @@ type Rules struct {
 	Parallel int
 	Registry Registry
 	Notifier Notifier
+	// Observer may be nil.
+	Observer Observer
 }
 
 // Schedule says when passes begin. robfig/cron's schedules satisfy it.
