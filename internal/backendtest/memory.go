@@ -1019,7 +1019,7 @@ type State struct {
 type Disk struct {
 	mu      sync.Mutex
 	leader  bool
-	depose  context.CancelFunc
+	depose  func()
 	open    map[string][]byte
 	records map[string][]byte
 	history []updater.Entry
@@ -1055,23 +1055,27 @@ func (d *Disk) Depose() {
 	}
 }
 
-// Lead lets one process at a time lead.
+// Lead lets one process at a time lead, and waits for none.
 func (s *State) Lead(ctx context.Context, do func(context.Context, updater.Journal) error) error {
 	s.mu.Lock()
 	if s.leader {
 		s.mu.Unlock()
 		return fmt.Errorf("%w: in this process", updater.ErrLed)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	s.leader, s.depose = true, cancel
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	s.leader, s.depose = true, func() { cancel(updater.ErrLost) }
 	s.mu.Unlock()
 	defer func() {
-		cancel()
+		cancel(nil)
 		s.mu.Lock()
 		s.leader = false
 		s.mu.Unlock()
 	}()
-	return do(ctx, s)
+	err := do(ctx, s)
+	if lost := context.Cause(ctx); lost != nil {
+		err = errors.Join(lost, err)
+	}
+	return err
 }
 
 // Journal is the state itself.

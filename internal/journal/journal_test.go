@@ -67,7 +67,7 @@ func lead(t *testing.T, f *File) updater.Journal {
 	leading := make(chan updater.Journal)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- f.Lead(ctx, func(ctx context.Context, j updater.Journal) error {
+		ended <- f.Lead(ctx, func(_ context.Context, j updater.Journal) error {
 			leading <- j
 			<-ctx.Done()
 			return nil

@@ -29,7 +29,8 @@ const settlePause = 50 * time.Millisecond
 // finishing is what a finishing process writes behind its pid.
 const finishing = "finishing"
 
-// Lead implements [updater.State]. Besides what that promises: a damaged
+// Lead implements [updater.State]. It waits for nobody: the lock goes with the
+// process that holds it, so one that is held has a living holder. A damaged
 // journal is moved to <backend>.db.corrupt-<time> and a new one begun, also
 // when the damage shows only later. If that cannot be done (a full disk, say),
 // do is called all the same: its journal then reads as empty and fails to
@@ -41,17 +42,12 @@ func (f *File) Lead(ctx context.Context, do func(context.Context, updater.Journa
 		return err
 	}
 	defer release(lock)
+	ctx = context.WithoutCancel(ctx) // nothing is waited for any more
 
 	b := book{file: f, leading: true}
 	if _, err := view(ctx, b, "checking the journal", readAll); err != nil {
-		if ctx.Err() != nil {
-			return err
-		}
 		f.log.ErrorContext(ctx, "journal cannot be read: nothing will be updated until it can", "err", err)
 	} else if err := b.update(ctx, "opening the journal", func(*bbolt.Tx) error { return errUnchanged }); err != nil {
-		if ctx.Err() != nil {
-			return err
-		}
 		f.log.ErrorContext(ctx, "journal cannot be written: nothing will be updated until it can", "err", err)
 	}
 
@@ -191,5 +187,7 @@ func (f *File) watch(ctx context.Context, lock *os.File, lost context.CancelCaus
 type lostError struct{ path string }
 
 func (e *lostError) Error() string {
-	return e.path + " was removed or replaced while it was locked: leave the state directory alone while updaterd runs, and start it again"
+	return e.path + " was removed or replaced while it was locked: leave the state directory alone while updaterd runs"
 }
+
+func (e *lostError) Unwrap() error { return updater.ErrLost }

@@ -14,13 +14,21 @@ var ErrLed = errors.New("another updaterd is at work here")
 // the update of updaterd itself, and ends when that is over.
 var ErrFinishing = errors.New("it is finishing the update of updaterd itself")
 
+// ErrLost: the lead was lost while this process had it. Another one may go on by
+// now, and this one may ask for the lead again.
+var ErrLost = errors.New("the lead was lost")
+
 // State is where a backend's journal lives, and who may write it.
 type State interface {
-	// Lead calls do while this process alone may change the backend; do's
-	// context ends when that is lost. It does not wait: if another process
-	// leads, the error wraps ErrLed and names it. A journal that is missing or
-	// broken is no error: going back must never wait for it. Its methods fail
-	// then, and what was lost has been logged.
+	// Lead calls do while this process alone may change the backend, and returns
+	// when do has returned. If another process leads, how long it is waited for is
+	// the state's own matter: not at all where whoever holds the lead is alive for
+	// certain, longer where only time can tell. Then the error wraps ErrLed and
+	// names it. ctx ends the waiting and nothing else: the context of do ends when
+	// the lead is lost, so that an effect which has begun is finished; the error
+	// wraps ErrLost then. A journal that is missing or broken is no error: going
+	// back must never wait for it. Its methods fail then, and what was lost has
+	// been logged.
 	Lead(ctx context.Context, do func(context.Context, Journal) error) error
 	// Journal is the same journal beside whoever leads, for looking and for a
 	// person's word.
@@ -37,7 +45,8 @@ type Journal interface {
 	Save(ctx context.Context, c Change) error
 	// Recall returns what is remembered, by workload id.
 	Recall(ctx context.Context) (map[string]Record, error)
-	// Remember edits what is remembered, all workloads in one transaction.
+	// Remember edits what is remembered, in one transaction for workloads that
+	// can be parts of one change.
 	// An edit gets the zero Record for a workload never heard of, and may be
 	// called more than once.
 	Remember(ctx context.Context, edits map[string]func(*Record)) error

@@ -26,7 +26,8 @@ type Sight struct {
 // Glance is what an Updater is at, at a moment.
 type Glance struct {
 	// Ready: every place is led by this process and was looked at once, or was
-	// not to be had for a reason that lies outside of it. Also when standing by.
+	// not to be had for a reason that lies outside of it, or waits for its lead as a
+	// standby does. Also when standing by.
 	Ready bool
 	// StandingBy: another process finishes the update of updaterd itself.
 	StandingBy bool
@@ -38,12 +39,12 @@ type Glance struct {
 // Glance is for whoever watches Run from outside. It never blocks for long.
 func (u *Updater) Glance() Glance {
 	u.mu.Lock()
-	works, aside := slices.Clone(u.works), u.aside
+	works, waits, aside := slices.Clone(u.works), slices.Clone(u.waits), u.aside
 	u.mu.Unlock()
 	g := Glance{Ready: true, StandingBy: aside, Steps: u.steps.underWay()}
-	for _, w := range works {
+	for i, w := range works {
 		if w == nil {
-			g.Ready = false
+			g.Ready = g.Ready && waits[i]
 			continue
 		}
 		s := w.seen()
@@ -58,7 +59,15 @@ func (u *Updater) Glance() Glance {
 func (u *Updater) show(place int, w *work) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.works[place], u.aside = w, false
+	u.works[place], u.waits[place], u.aside = w, false, false
+}
+
+// waiting lets Glance see that another process leads in a place, and that this one
+// is there to take over.
+func (u *Updater) waiting(place int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.waits[place] = u.works[place] == nil
 }
 
 // standBy lets Glance see that another process is at work.

@@ -55,12 +55,13 @@ type Updater struct {
 	rules  Rules
 	reload chan struct{} // closed when rules are replaced
 	works  []*work       // by place: what goes on there while this process leads; nil else
+	waits  []bool        // by place: this process waits for the lead, as a standby does
 	aside  bool          // another process finishes the update of updaterd itself
 }
 
 // New returns an Updater. It starts nothing.
 func New(places []Place, rules Rules, log *slog.Logger) *Updater {
-	return &Updater{places: places, rules: rules, log: log, reload: make(chan struct{}), works: make([]*work, len(places))}
+	return &Updater{places: places, rules: rules, log: log, reload: make(chan struct{}), works: make([]*work, len(places)), waits: make([]bool, len(places))}
 }
 
 // Reload replaces the rules: passes that begin later go by them, a change
@@ -139,11 +140,12 @@ const takeOverPause = 2 * time.Second
 
 // Run keeps everything up to date until ctx ends, then finishes what must be
 // finished and returns nil. It returns an error only if a place is led by
-// somebody else, or its state cannot be used. While another process finishes the
-// update of updaterd itself, it stands by.
+// somebody else whom its state does not wait for, or its state cannot be used. It
+// stands by while another process finishes the update of updaterd itself, and where
+// it has lost the lead.
 func (u *Updater) Run(ctx context.Context) error {
 	for standing := false; ; standing = true {
-		err := u.lead(ctx, u.passes)
+		err := u.lead(ctx, true, u.passes)
 		if !errors.Is(err, ErrHandedOver) && !errors.Is(err, ErrFinishing) {
 			return err
 		}
@@ -207,7 +209,7 @@ func (u *Updater) Finish(ctx context.Context, id string) error {
 func (u *Updater) finish(ctx context.Context, place Place, id string) error {
 	for {
 		rules, _ := u.current()
-		led := New([]Place{place}, rules, u.log).lead(ctx, func(w *work, stop context.Context) {
+		led := New([]Place{place}, rules, u.log).lead(ctx, false, func(w *work, stop context.Context) {
 			w.recover(stop, id)
 			w.wait()
 		})
@@ -285,7 +287,7 @@ func (u *Updater) Once(ctx context.Context, names []string) ([]Row, error) {
 	}
 	var mu sync.Mutex
 	rows := []Row{}
-	err := u.lead(ctx, func(w *work, stop context.Context) {
+	err := u.lead(ctx, false, func(w *work, stop context.Context) {
 		w.once = true // before anything is begun
 		w.recover(stop, "")
 		w.wait()
@@ -398,8 +400,8 @@ func names(name, backend, id string) bool {
 // lead calls do for every place at once, each while this process leads it, and
 // returns when all have returned. A place that cannot be led ends them all, and
 // so does a change that another process goes on with: the error is ErrHandedOver
-// then.
-func (u *Updater) lead(ctx context.Context, do func(w *work, stop context.Context)) error {
+// then. With again, a place whose lead was lost is led anew, as soon as it may be.
+func (u *Updater) lead(ctx context.Context, again bool, do func(w *work, stop context.Context)) error {
 	stop, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var together crowd
@@ -407,17 +409,14 @@ func (u *Updater) lead(ctx context.Context, do func(w *work, stop context.Contex
 	var wg sync.WaitGroup
 	for i, place := range u.places {
 		wg.Go(func() {
-			// Effects that have begun are finished after ctx has ended.
-			errs[i] = place.State.Lead(context.WithoutCancel(ctx), func(lead context.Context, j Journal) error {
-				rules, _ := u.current()
-				w := newWork(place, j, rules, u.log, &u.steps)
-				u.show(i, w)
-				w.lead, w.crowd, w.leave = lead, &together, func() { cancel(ErrHandedOver) }
-				end, done := both(lead, stop)
-				defer done()
-				do(w, end)
-				return nil
-			})
+			for {
+				errs[i] = u.leadPlace(stop, i, &together, func() { cancel(ErrHandedOver) }, do)
+				if !again || !errors.Is(errs[i], ErrLost) || stop.Err() != nil {
+					break
+				}
+				u.show(i, nil)
+				u.log.Warn("lead lost, standing by", "backend", place.Backend.Name(), "err", errs[i])
+			}
 			if errs[i] != nil {
 				cancel(errs[i])
 			}
@@ -428,4 +427,30 @@ func (u *Updater) lead(ctx context.Context, do func(w *work, stop context.Contex
 		errs = append(errs, cause)
 	}
 	return errors.Join(errs...)
+}
+
+// standbyAfter is how long a lead takes to be had at most when nobody has it.
+const standbyAfter = 5 * time.Second
+
+// leadPlace calls do for one place while this process leads it; nil when stop
+// ended before it did.
+func (u *Updater) leadPlace(stop context.Context, i int, together *crowd, leave func(), do func(w *work, stop context.Context)) error {
+	place, led := u.places[i], false
+	waits := time.AfterFunc(standbyAfter, func() { u.waiting(i) })
+	defer waits.Stop()
+	err := place.State.Lead(stop, func(lead context.Context, j Journal) error {
+		led = true
+		rules, _ := u.current()
+		w := newWork(place, j, rules, u.log, &u.steps)
+		u.show(i, w)
+		w.lead, w.crowd, w.leave = lead, together, leave
+		end, done := both(lead, stop)
+		defer done()
+		do(w, end)
+		return nil
+	})
+	if !led && stop.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
 }
