@@ -75,6 +75,7 @@ func TestPackagesKnowOnlyWhatTheyMay(t *testing.T) {
 		"internal/docker":      {"internal/policy", "internal/updater"},
 		"internal/journal":     {"internal/policy", "internal/updater"},
 		"internal/metrics":     {"internal/policy", "internal/updater"},
+		"internal/kube":        {"internal/policy", "internal/updater"},
 		"internal/notify":      {"internal/policy", "internal/updater"},
 		"internal/registry":    {"internal/policy", "internal/updater"},
 		"internal/backendtest": {"internal/policy", "internal/updater"},
