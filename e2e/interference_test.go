@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -62,8 +63,11 @@ func TestSomebodyInterferes(t *testing.T) {
 	t.Run("makes another container in its place", func(t *testing.T) {
 		t.Parallel()
 		r, daemon, _ := judged(t, false, start{policy: "always"})
+		// Held meanwhile, or the original could have its name back in between.
+		daemon.Signal(syscall.SIGSTOP)
 		r.d.Remove(r.name)
 		id := r.d.Run(stage.Spec{Name: r.name, Config: container.Config{Image: r.ref, Env: []string{"MINE=1"}}})
+		daemon.Signal(syscall.SIGCONT)
 		over(r, daemon, "superseded")
 		c := r.d.Inspect(r.name)
 		require.Equal(t, id, c.ID, "it is somebody's own")
