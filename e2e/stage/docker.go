@@ -291,11 +291,19 @@ func (d *Docker) Logs(name string) string {
 
 // Remove removes a container by force, as another person would, who tries again
 // when a busy engine could not remove its files because it still wrote to them.
+// By its id: another one may have the name, or updaterd may have removed it, by
+// the time of the second try.
 func (d *Docker) Remove(name string) {
 	d.t.Helper()
+	id := d.Inspect(name).ID
 	var err error
+	tries := 0
 	require.Eventually(d.t, func() bool {
-		err = d.ContainerRemove(context.Background(), name, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		tries++
+		err = d.ContainerRemove(context.Background(), id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		if tries > 1 && errdefs.IsNotFound(err) {
+			err = nil
+		}
 		return err == nil || !strings.Contains(err.Error(), "directory not empty")
 	}, 30*time.Second, 100*time.Millisecond)
 	require.NoError(d.t, err)
