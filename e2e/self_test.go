@@ -439,6 +439,38 @@ func TestUpdaterdUpdatesItself(t *testing.T) {
 	}
 }
 
+// together answers no question until so many different ones are asked at once, as
+// one pass does; a pass of which some were answered before gets no answer.
+func together(n int) stage.Fault {
+	var mu sync.Mutex
+	waiting := map[string]int{}
+	open := make(chan struct{})
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		mu.Lock()
+		waiting[r.URL.Path]++
+		if len(waiting) == n {
+			select {
+			case <-open:
+			default:
+				close(open)
+			}
+		}
+		mu.Unlock()
+		select {
+		case <-open:
+			next.ServeHTTP(w, r)
+			return
+		case <-time.After(2 * time.Second):
+			http.Error(w, "busy", http.StatusServiceUnavailable)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if waiting[r.URL.Path]--; waiting[r.URL.Path] == 0 {
+			delete(waiting, r.URL.Path)
+		}
+	}
+}
+
 // TestUpdaterdUpdatesItselfAlone: another container is updated in the same pass,
 // and neither while the other's change is under way.
 func TestUpdaterdUpdatesItselfAlone(t *testing.T) {
@@ -450,8 +482,9 @@ func TestUpdaterdUpdatesItselfAlone(t *testing.T) {
 	o.d.Run(stage.Spec{Name: web, Config: container.Config{Image: ref}})
 	before := o.d.WaitRunning(web, 20*time.Second)
 
-	// Both come in one pass: the registry answers for neither until both are there.
+	// Both come in one pass.
 	o.reg.Down()
+	o.reg.Fail("HEAD", "/manifests/latest", 0, together(2))
 	o.push(o.image("v2"))
 	o.reg.Push("acme/"+web+":latest", stage.Image{Version: "v2"})
 	o.reg.Up()

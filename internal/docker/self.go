@@ -298,14 +298,18 @@ func (h *Host) handOver(ctx context.Context, c updater.Change, own *box) error {
 		}
 	}
 	if !b.running() {
-		ctx, cancel := context.WithTimeout(ctx, startLimit)
+		starting, cancel := context.WithTimeout(ctx, startLimit)
 		defer cancel()
 		// Not by h.start, which would blame the new image.
-		if err := h.client().ContainerStart(ctx, b.ID, container.StartOptions{}); err != nil {
-			// It may have been started all the same, and nobody heard.
-			if now, lookErr := h.inspect(ctx, b.ID); lookErr != nil || now == nil || !now.running() {
+		if err := h.client().ContainerStart(starting, b.ID, container.StartOptions{}); err != nil {
+			switch now, lookErr := h.inspect(ctx, b.ID); {
+			case lookErr == nil && now == nil:
+				// Somebody removed it in between. createHelper bounds how often.
+				return h.handOver(ctx, c, own)
+			case lookErr != nil || !now.running():
 				return errors.Join(fmt.Errorf("starting the helper %s: %w", name, err), h.remove(ctx, b))
 			}
+			// It was started all the same, and nobody heard.
 		}
 	}
 	return fmt.Errorf("container %s: %w", name, updater.ErrHandedOver)
