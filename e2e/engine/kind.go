@@ -94,8 +94,7 @@ func Get(ctx context.Context, k Kind, sources string, out io.Writer) (bin string
 		}
 		return "", install(ctx, "haproxy", "haproxy", out)
 	case Podman:
-		// catatonit is the init of its containers.
-		return "", errors.Join(install(ctx, "podman", "podman", out), install(ctx, "catatonit", "catatonit", out))
+		return "", install(ctx, "podman", "podman", out)
 	case Docker29:
 		return built(ctx, sources, out)
 	}

@@ -31,6 +31,8 @@ func builtIn() updater.Settings {
 		Pin:    updater.PinRespect,
 		Health: updater.Health{Stable: 10 * time.Second},
 		Keep:   1,
+
+		CronJobGate: updater.GateNone,
 	}
 }
 
@@ -107,6 +109,9 @@ defaults:
   start-first: true
   include-stopped: true
   no-rollback: true
+  adopt: true
+  init-containers: true
+  cronjob-gate: next-run
 `), 0o600))
 	c, err := Load(path, nil)
 	require.NoError(t, err)
@@ -150,6 +155,7 @@ defaults:
 		StopTimeout: 20 * time.Second,
 		Keep:        updater.KeepAll,
 		StartFirst:  true, IncludeStopped: true, NoRollback: true,
+		Adopt: true, InitContainers: true, CronJobGate: updater.GateNextRun,
 	}, s)
 
 	// A password that was changed is the new one at the next use.

@@ -72,6 +72,9 @@ func settingKeys() []key[updater.Settings] {
 		with("start-first", "false", readFlag, func(s *s) *bool { return &s.StartFirst }),
 		with("include-stopped", "false", readFlag, func(s *s) *bool { return &s.IncludeStopped }),
 		with("no-rollback", "false", readFlag, func(s *s) *bool { return &s.NoRollback }),
+		with("adopt", "false", readFlag, func(s *s) *bool { return &s.Adopt }),
+		with("init-containers", "false", readFlag, func(s *s) *bool { return &s.InitContainers }),
+		with("cronjob-gate", "none", readChoice(updater.GateNone, updater.GateNextRun), func(s *s) *updater.Gate { return &s.CronJobGate }),
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/versions"
+
+	"github.com/updaterd/updaterd/internal/updater"
 )
 
 // refuse says why the container in s cannot be replaced faithfully, as a
@@ -36,13 +38,6 @@ func refuse(s snapshot, noRollback bool) error {
 	case len(r.was.NetworkSettings.Networks) == 0 && h.NetworkMode.IsPrivate() && !h.NetworkMode.IsNone() && !r.was.Config.NetworkDisabled:
 		return unsupported(fmt.Sprintf("NetworkSettings.Networks: it was disconnected from every network, and a new container would be in %s; connect it again, or recreate it with --network none",
 			h.NetworkMode), nil)
-	}
-	if s.Podman {
-		for _, d := range h.Devices {
-			if d.CgroupPermissions == "" {
-				return unsupported(fmt.Sprintf("HostConfig.Devices: Podman does not tell what the container may do with %s, so a new one might do more or less; recreate it by hand", d.PathOnHost), nil)
-			}
-		}
 	}
 	// All else that recreate refuses does not depend on the new image.
 	_, err := recreate(s, s.Image, r.was.Config.Image, nil)
@@ -321,4 +316,16 @@ func copiedIn(s snapshot, files []layerFile) []string {
 	}
 	slices.Sort(copied)
 	return copied
+}
+
+// clusterOnly refuses the settings that mean nothing on a Docker host.
+func clusterOnly(s updater.Settings) error {
+	for key, set := range map[string]bool{
+		"adopt": s.Adopt, "init-containers": s.InitContainers, "cronjob-gate": s.CronJobGate == updater.GateNextRun,
+	} {
+		if set {
+			return &updater.Refusal{Reason: updater.InvalidSettings, Detail: key + " is for clusters only; take it away, or set it in a rule that matches the cluster"}
+		}
+	}
+	return nil
 }

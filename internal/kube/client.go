@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 )
 
@@ -35,6 +36,13 @@ type Client struct {
 type Resource struct {
 	schema.GroupVersion
 	Name string // plural
+}
+
+// The resources that are read or written besides those of [kinds].
+func podResource() Resource { return Resource{corev1.SchemeGroupVersion, "pods"} }
+func jobResource() Resource { return Resource{batchv1.SchemeGroupVersion, "jobs"} }
+func reviewResource() Resource {
+	return Resource{authorizationv1.SchemeGroupVersion, "selfsubjectaccessreviews"}
 }
 
 // NewClient returns a Client. It makes no request.
@@ -57,7 +65,8 @@ func NewClient(config *rest.Config) (*Client, error) {
 	config = rest.CopyConfig(config)
 	config.QPS = -1 // the API server bounds what it takes, and says so
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	config.ContentType = runtime.ContentTypeProtobuf
+	config.ContentType = runtime.ContentTypeJSON
+	config.WarningHandler = rest.NoWarnings{}
 	config.NegotiatedSerializer = codecs
 	if config.UserAgent == "" {
 		config.UserAgent = manager
@@ -79,6 +88,13 @@ func NewClient(config *rest.Config) (*Client, error) {
 		}
 	}
 	return c, nil
+}
+
+// Watch follows what becomes of the objects of a namespace.
+func (c *Client) Watch(ctx context.Context, r Resource, namespace string, o metav1.ListOptions) (watch.Interface, error) {
+	o.Watch = true
+	return c.by[r.GroupVersion].Get().NamespaceIfScoped(namespace, namespace != "").Resource(r.Name).
+		VersionedParams(&o, c.param).Watch(ctx)
 }
 
 // Get reads one object into out.

@@ -8,11 +8,15 @@
 package kube
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/updaterd/updaterd/internal/updater"
 )
 
 // Options say which cluster a Cluster speaks to, and what it looks at there.
@@ -25,6 +29,9 @@ type Options struct {
 	Namespaces []string
 	// Selector is a label selector; it narrows what is fetched. Empty: everything.
 	Selector string
+	// Resolve says what a tag stands for now, so that going back pins what has moved.
+	// nil: only a tag that the change itself followed is known to have moved.
+	Resolve func(ctx context.Context, ref string) (digest string, err error)
 	// Log gets what is worth telling but stops nothing; nil: nowhere.
 	Log *slog.Logger
 }
@@ -36,10 +43,18 @@ type Cluster struct {
 	selector   string
 	log        *slog.Logger
 	api        *Client
+	moved      func(ctx context.Context, ref string) (digest string, err error)
+
+	mu      sync.Mutex
+	watched []*watched       // nil unless Run is under way
+	seen    map[string]int64 // by change: the generation that this process has seen live
+	told    map[string]bool  // what was told once
 }
 
+var _ updater.Backend = (*Cluster)(nil)
+
 // New returns a Cluster without speaking to the API server, which may be down now.
-// It starts nothing.
+// It starts nothing: see [Cluster.Run].
 func New(o Options) (*Cluster, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -53,7 +68,8 @@ func New(o Options) (*Cluster, error) {
 	}
 	return &Cluster{
 		name: o.Name, namespaces: o.Namespaces, selector: o.Selector,
-		log: o.Log.With("backend", o.Name), api: api,
+		log: o.Log.With("backend", o.Name), api: api, moved: o.Resolve,
+		seen: map[string]int64{}, told: map[string]bool{},
 	}, nil
 }
 
@@ -67,4 +83,24 @@ func (c *Cluster) Client() *Client { return c.api }
 func (c *Cluster) Close() error {
 	c.api.http.CloseIdleConnections()
 	return nil
+}
+
+// Traces implements updater.Backend. There are none: the journal is in the cluster,
+// too, and what is written on a workload would be copied about by its controllers.
+func (c *Cluster) Traces(context.Context, map[string]bool) ([]updater.Change, error) {
+	return nil, nil
+}
+
+// Exec implements updater.Backend. Plan has refused what would need it.
+func (c *Cluster) Exec(_ context.Context, ch updater.Change, part int, _ updater.Side, _ updater.Hook) (updater.Result, error) {
+	return updater.Result{}, fmt.Errorf("%s: nothing is run in the pods of a cluster", ch.Parts[part].Workload)
+}
+
+// once reports whether something is told for the first time.
+func (c *Cluster) once(what string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := !c.told[what]
+	c.told[what] = true
+	return first
 }

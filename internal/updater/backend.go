@@ -76,8 +76,7 @@ type Backend interface {
 	// ran and failed is a Result, not an error.
 	Test(ctx context.Context, c Change, part int) (Result, error)
 
-	// Commit drops what Restore would need. ErrSuperseded: somebody removed a new
-	// side, and nothing has been dropped yet, so that Restore can still go back.
+	// Commit drops what Restore would need.
 	Commit(ctx context.Context, c Change) error
 
 	// Restore goes back, from every phase: all that was there is there again
@@ -106,6 +105,9 @@ type Restoration struct {
 	Copy bool
 	// Why an original had gone, as a sentence; "": somebody removed it.
 	Why string
+	// Refs are the references that were written where they are not the ones of
+	// before, by workload: a tag that has moved is pinned to what it stood for.
+	Refs map[string]string
 	// Kept: there was no way back (original and record gone): the new side
 	// stays, said loudly.
 	Kept bool
@@ -148,10 +150,20 @@ type Observation struct {
 	Health EngineHealth
 	// HealthLog is the output of the last failed health check.
 	HealthLog string
+	// Pending is what a rollout that goes on by itself still waits for; "" when it
+	// is complete.
+	Pending string
+	// Progress counts what a rollout has reached. The time for becoming healthy
+	// starts anew when there is more of it than ever.
+	Progress int
+	// Waits says why there is nothing to judge and no time to count: no copy of it
+	// is wanted now. Such a change stays open, and others need not wait for it.
+	Waits string
 	// Probe is why the configured probe fails; "" when it passes or there is none.
 	Probe string
 	// Fault, when set, is an error of the engine about this side (for instance
-	// State.Error), and Blame whom it speaks against.
+	// State.Error), and Blame whom it speaks against. One that is unclear says
+	// nothing while the side runs, and is what to blame when time runs out.
 	Fault string
 	Blame Verdict
 	// Timeout is the backend's own value for health.timeout of this side.

@@ -23,6 +23,10 @@ type Change struct {
 	// Related are workloads outside of the change that belong to the same group
 	// as a part of it. Plan fills it in; only deciding needs it.
 	Related []string `json:"-"`
+	// Touches are things on the backend that the change writes and that have other
+	// workloads in them, such as a pod template. Wishes that touch the same become
+	// one change, and only one change touches a thing at a time. Plan fills it in.
+	Touches []string `json:"touches,omitempty"`
 
 	// Origin and Mark are the backend's own: what was there before (from
 	// Plan), and what Apply made.
@@ -73,6 +77,8 @@ type Part struct {
 	// StopTimeout is how long its own configuration gives it to stop; 0 when that
 	// is unknown. Settings.StopTimeout goes before it.
 	StopTimeout time.Duration `json:"stop-timeout,omitempty"`
+	// Back is the reference that going back wrote, where it is not From's.
+	Back string `json:"back,omitempty"`
 }
 
 // stopping is how long the part may take to stop. What nobody knows is taken for
@@ -92,6 +98,9 @@ func (c Change) verdictOn(p Part) Verdict {
 	if !p.Changes() {
 		return ""
 	}
+	if c.suspects(p) {
+		return ""
+	}
 	if c.Verdict != Bad || p.Workload == c.Culprit {
 		return c.Verdict
 	}
@@ -101,6 +110,19 @@ func (c Change) verdictOn(p Part) Verdict {
 		}
 	}
 	return Bad
+}
+
+// suspects reports whether a part got one of several images that were written
+// into one thing together, which turned out bad. Its containers may fail by each
+// other's doing, so no image is rejected; each is tried alone next.
+func (c Change) suspects(p Part) bool {
+	changed := 0
+	for _, other := range c.Parts {
+		if other.Changes() {
+			changed++
+		}
+	}
+	return c.Verdict == Bad && len(c.Touches) > 0 && changed > 1 && p.Changes()
 }
 
 // runsCommands reports whether something is run in or beside the part after it
@@ -116,6 +138,15 @@ func (c Change) stableAtOnce() Change {
 		c.Parts[i].Settings.Health.Stable = 0
 	}
 	return c
+}
+
+// takes are the names of all that no other change may be about at the same time.
+func (c Change) takes() []string {
+	names := slices.Clone(c.Touches)
+	for _, p := range c.Parts {
+		names = append(names, p.Workload)
+	}
+	return names
 }
 
 // about is the part of the change that a workload is; the zero Part if it is none.

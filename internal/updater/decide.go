@@ -31,7 +31,7 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 		return d
 	}
 	skip := w.Skip
-	if skip != nil && skip.Reason == NotRunning && s.IncludeStopped {
+	if skip != nil && skip.Reason == NotRunning && s.IncludeStopped || adopted(w, s) {
 		skip = nil
 	}
 	if skip != nil && (skip.Reason == NotRunning || skip.Reason == Mixed) {
@@ -147,6 +147,10 @@ func notice(w Workload, f finding, m Record, now time.Time) func(*Record) {
 // updaterd had put there. A person's roll-back must stick.
 func movedOff(w Workload, m Record) bool {
 	known := len(w.Runs.Digests) > 0 || w.Runs.Manifest != "" || w.Runs.Config != ""
+	if !known && w.Namespace != "" && strings.Contains(m.Committed.Ref, "@") {
+		// Nothing of it runs now, but what will is written in the cluster.
+		return bare(w.Image) != bare(m.Committed.Ref)
+	}
 	return m.Committed.Digest != "" && known && !w.Runs.Is(m.Committed)
 }
 
@@ -177,9 +181,12 @@ func (m *Record) see(digest string, now time.Time) {
 
 // learn is what to remember of an image that was tried.
 func (m *Record) learn(to Image, v Verdict, why string, now time.Time) {
+	if v != "" && m.Apart == to.Digest {
+		m.Apart = ""
+	}
 	switch v {
 	case Good:
-		m.Committed, m.Retry = to, nil
+		m.Committed, m.Retry, m.Wrote = to, nil, ""
 		m.Seen, m.Approved = nil, nil
 	case Bad:
 		m.reject(Rejection{Image: to, Reason: Rejected, Why: why, At: now})

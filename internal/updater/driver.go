@@ -36,6 +36,9 @@ type driver struct {
 	once bool
 	// leave is called when another process goes on with a change.
 	leave func()
+	// yield is called when a change waits for what may never come; nil: nobody
+	// waits for this one.
+	yield func()
 }
 
 // drive takes a change from the phase it is in to its end, and returns it as
@@ -139,22 +142,10 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 		return c, true
 
 	case Committing:
-		// From here on there is no going back, unless the backend says that it has
-		// dropped nothing: a commit that was broken off may have dropped the
-		// original already.
-		var removed error
-		if !d.insist(lead, stop, log, "commit does not succeed", func() error {
-			err := d.backend.Commit(lead, c)
-			if errors.Is(err, ErrSuperseded) {
-				removed = err
-				return nil
-			}
-			return err
-		}) {
+		// From here on there is no going back: a commit that was broken off may
+		// have dropped the original already.
+		if !d.insist(lead, stop, log, "commit does not succeed", func() error { return d.backend.Commit(lead, c) }) {
 			return c, false
-		}
-		if removed != nil {
-			return goBack(c, Unclear, removed.Error()), true
 		}
 		c.Phase = Committed
 		return c, true
@@ -214,6 +205,12 @@ func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log
 			return nil
 		}
 		c.Copy, kept = c.Copy || r.Copy, r.Kept
+		c.Parts = slices.Clone(c.Parts)
+		for i, p := range c.Parts {
+			if ref, ok := r.Refs[p.Workload]; ok {
+				c.Parts[i].Back = ref
+			}
+		}
 		if r.Why != "" {
 			why = r.Why
 		}
@@ -286,8 +283,18 @@ func (d *driver) finish(lead context.Context, c Change, log *slog.Logger) Change
 func (d *driver) settle(ctx context.Context, c Change) error {
 	edits := map[string]func(*Record){}
 	for _, p := range c.Parts {
-		if v := c.verdictOn(p); v != "" {
-			edits[p.Workload] = func(m *Record) { m.learn(p.To, v, c.Why, c.Ended) }
+		v := c.verdictOn(p)
+		if v == "" && p.Back == "" && !c.suspects(p) {
+			continue
+		}
+		edits[p.Workload] = func(m *Record) {
+			m.learn(p.To, v, c.Why, c.Ended)
+			if p.Back != "" {
+				m.Wrote = p.Back
+			}
+			if c.suspects(p) {
+				m.Apart = p.To.Digest
+			}
 		}
 	}
 	if len(edits) > 0 {
@@ -335,7 +342,7 @@ func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed 
 	}
 	failures := 0
 	for {
-		r, err := d.lookAt(ctx, c, side, gates)
+		r, waits, err := d.lookAt(ctx, c, side, gates)
 		switch {
 		case ctx.Err() != nil:
 			return ruling{}
@@ -359,34 +366,52 @@ func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed 
 		if r.verdict != "" {
 			return r
 		}
+		if waits {
+			if d.once {
+				return ruling{} // there is no telling how long
+			}
+			if d.yield != nil {
+				d.yield()
+			}
+		}
 		if !sleep(ctx, lookEvery) {
 			return ruling{}
 		}
 	}
 }
 
-// lookAt looks once at one side of all parts. One part that is not good decides.
-// One that was not healthy before says nothing unless it has another image: an
+// lookAt looks once at one side of all parts, and says whether all that is open
+// only waits for copies to be wanted. One part that is not good decides, first of
+// all one whose image is to blame. One that was not healthy before says nothing unless it has another image: an
 // ailing neighbour must not condemn what it lives in.
-func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) (ruling, error) {
+func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) (r ruling, waits bool, err error) {
 	all := ruling{verdict: Good}
+	open, waiting := 0, 0
 	for i, p := range c.Parts {
 		if p.Idle || !p.Healthy && (side == OldSide || !p.Changes()) {
 			continue
 		}
 		o, err := d.backend.Observe(ctx, c, i, side)
 		if err != nil {
-			return ruling{}, err
+			return ruling{}, false, err
 		}
 		switch v, why := gates[i].judge(o, time.Now()); v {
 		case Good:
 		case "":
-			all = ruling{}
+			open++
+			if o.Waits != "" {
+				waiting++
+			}
+			if all.verdict == Good {
+				all = ruling{}
+			}
 		default:
-			return ruling{verdict: v, why: why, part: p.Workload, logs: o.Logs}, nil
+			if all.verdict == "" || all.verdict == Good || v == Bad && all.verdict != Bad {
+				all = ruling{verdict: v, why: why, part: p.Workload, logs: o.Logs}
+			}
 		}
 	}
-	return all, nil
+	return all, all.verdict == "" && open == waiting, nil
 }
 
 // hooks runs one kind of hook of every part that is replaced, in order, until

@@ -28,7 +28,9 @@ type gate struct {
 	ever    bool      // it was healthy at least once since the clock started
 	// base are the engine's restarts that came before the clock was started anew.
 	base int
-	exit *int // the last exit code that was seen; nil: none
+	// progress is the most that a rollout has reached.
+	progress int
+	exit     *int // the last exit code that was seen; nil: none
 	// killed: it was found killed by the last look.
 	killed bool
 	// gap: nobody watched just before the next look (updaterd or the engine
@@ -45,6 +47,16 @@ func (g *gate) interrupted() {
 // says what condemned it, or what it still waits for.
 func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 	gap := g.gap
+	if o.Waits != "" {
+		g.began, g.healthy, g.ever, g.progress = time.Time{}, time.Time{}, false, 0
+		return "", o.Waits
+	}
+	if o.Progress > g.progress {
+		g.progress = o.Progress
+		if !g.began.IsZero() {
+			g.began = now
+		}
+	}
 	if g.began.IsZero() {
 		g.began, g.gap = now, false
 		if gap {
@@ -101,6 +113,8 @@ func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 		missing = fmt.Sprintf("it is being restarted after exit code %d", o.ExitCode)
 	case o.Health == HealthStarting:
 		missing = "its health check has not passed yet" + colon(o.HealthLog)
+	case o.Pending != "":
+		missing = o.Pending
 	case o.Probe != "":
 		missing = "its probe fails: " + o.Probe
 	}
@@ -118,6 +132,8 @@ func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 	switch {
 	case missing != "" && o.Paused && waited >= timeout:
 		return Unclear, missing
+	case missing != "" && o.Fault != "" && waited >= timeout:
+		return Unclear, fmt.Sprintf("%s, for %s: %s", missing, waited.Round(time.Second), o.Fault)
 	case missing != "" && waited >= timeout && waited >= g.patience(timeout):
 		return Bad, fmt.Sprintf("%s, and did not stay healthy for %s within %s", missing, g.stable, waited.Round(time.Second))
 	case missing != "" && waited >= timeout && !g.ever:

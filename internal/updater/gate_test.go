@@ -57,7 +57,13 @@ func TestGate(t *testing.T) {
 		paused   = Observation{Running: true, Paused: true, Started: after(0)}
 		loop     = func(n int) Observation { return Observation{Restarting: true, Restarts: n, ExitCode: 3} }
 		exited   = func(code int) Observation { return Observation{ExitCode: code} }
-		restarts = func(n int) Observation { o := up; o.Restarts = n; return o }
+		rolls    = func(n int) Observation {
+			return Observation{Running: true, Progress: n, Pending: fmt.Sprintf("%d of 3 pods", n)}
+		}
+		heldUp    = Observation{Running: true, Pending: "0 of 3 pods", Fault: "exceeded quota", Blame: Unclear}
+		condemned = Observation{Running: true, Pending: "1 of 3 pods", Fault: "exec format error", Blame: Bad}
+		unwanted  = Observation{Running: true, Waits: "it is scaled to 0"}
+		restarts  = func(n int) Observation { o := up; o.Restarts = n; return o }
 	)
 	flapping := func(from, to, every float64) (steps []gateStep) {
 		for at := from; at < to; at += 2 * every {
@@ -73,6 +79,15 @@ func TestGate(t *testing.T) {
 		why   string
 		at    float64
 	}{
+		{name: "a rollout that goes on has time as long as it goes on", steps: []gateStep{
+			{see: rolls(1)}, {at: 50, see: rolls(2)}, {at: 100, see: rolls(3)}, {at: 150, see: up}}, want: Good, at: 160},
+		{name: "a rollout that does not go on is bad by the time its pods are not ready", steps: []gateStep{{see: rolls(1)}, {at: 50, see: rolls(2)}},
+			want: Bad, why: "2 of 3 pods, 1m0s after its start", at: 110},
+		{name: "a rollout that goes back and forth does not go on", steps: []gateStep{{see: rolls(2)}, {at: 20, see: rolls(1)}, {at: 40, see: rolls(2)}}, want: Bad, at: 60},
+		{name: "a rollout held up by its surroundings is unclear when time is up", steps: []gateStep{{see: heldUp}}, want: Unclear, why: "exceeded quota", at: 60},
+		{name: "surroundings that come right in time are forgotten", steps: []gateStep{{see: heldUp}, {at: 30, see: up}}, want: Good, at: 40},
+		{name: "a rollout whose image is to blame is bad at once", steps: []gateStep{{see: rolls(1)}, {at: 5, see: condemned}}, want: Bad, why: "exec format error", at: 5},
+		{name: "where nothing is wanted no time is counted", steps: []gateStep{{see: unwanted}, {at: 500, see: rolls(1)}, {at: 555, see: up}}, want: Good, at: 565},
 		{name: "running without a check for stable is good", steps: []gateStep{{see: up}}, want: Good, why: "healthy for 10s", at: 10},
 		{name: "healthy for stable is good", steps: []gateStep{{see: healthy}}, want: Good, at: 10},
 		{name: "stable counts from the first health, not from the start", steps: []gateStep{{see: starting}, {at: 20, see: healthy}}, want: Good, at: 30},

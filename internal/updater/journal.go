@@ -63,6 +63,11 @@ type Record struct {
 	Rejected []Rejection `json:"rejected,omitempty"`
 	// Committed is what updaterd itself last put there.
 	Committed Image `json:"committed,omitzero"`
+	// Wrote is the reference that updaterd wrote when it last went back, where that
+	// was not the one of before. Its digest is no pin of a person's.
+	Wrote string `json:"wrote,omitempty"`
+	// Apart is a digest that failed together with others, and is tried alone.
+	Apart string `json:"apart,omitempty"`
 	// Hold is a person's word that the workload stays as it is.
 	Hold *Word `json:"hold,omitempty"`
 	// Approved are the digests that a person approved.

@@ -32,14 +32,14 @@ func look(ctx context.Context, r Registry, w Workload, s Settings, m Record, now
 	refuse := func(reason Reason, format string, args ...any) finding {
 		return finding{refusal: &Refusal{Reason: reason, Detail: fmt.Sprintf(format, args...)}}
 	}
-	if w.Skip != nil && (w.Skip.Reason == Pinned || w.Skip.Reason == LocalImage || w.Skip.Reason == ManagedElsewhere) {
+	if w.Skip != nil && !adopted(w, s) && (w.Skip.Reason == Pinned || w.Skip.Reason == LocalImage || w.Skip.Reason == ManagedElsewhere) {
 		return finding{refusal: w.Skip}
 	}
 	ref, err := parseRef(w.Image)
 	if err != nil {
 		return refuse(Unsupported, "the reference %q cannot be understood: %v", w.Image, err)
 	}
-	if ref.digest != "" && s.Pin != PinFollow && w.Image != m.Committed.Ref {
+	if ref.digest != "" && s.Pin != PinFollow && w.Image != m.Committed.Ref && w.Image != m.Wrote {
 		return refuse(Pinned, "the reference names a digest; set pin to follow, or drop the digest, to let it move")
 	}
 	if ref.digest != "" && ref.tag == "" {
@@ -82,7 +82,11 @@ func look(ctx context.Context, r Registry, w Workload, s Settings, m Record, now
 		return f
 	}
 	f.candidate = &candidate
-	if s.Write == WriteDigest || ref.digest != "" {
+	write := s.Write
+	if write == WriteDefault {
+		write = w.Write
+	}
+	if write == WriteDigest || ref.digest != "" {
 		candidate.Ref += "@" + candidate.Digest
 	}
 	if w.Runs.Is(candidate) {
@@ -101,6 +105,12 @@ func look(ctx context.Context, r Registry, w Workload, s Settings, m Record, now
 	}
 	candidate.Manifest, candidate.Config = img.Manifest, img.Config
 	return f
+}
+
+// adopted reports whether a person wants a workload updated although another
+// controller has it.
+func adopted(w Workload, s Settings) bool {
+	return s.Adopt && w.Skip != nil && w.Skip.Reason == ManagedElsewhere
 }
 
 // asRefusal keeps a refusal and makes one of any other error.

@@ -110,14 +110,17 @@ func (w *work) recover(stop context.Context, only string) {
 				return
 			}
 			defer w.crowd.leave()
-			w.carry(stop, c, true)
+			w.carry(stop, c, true, nil)
 		})
 	}
 }
 
-// carry takes a change that was begun to its end.
-func (w *work) carry(stop context.Context, c Change, resumed bool) Change {
-	c = w.driver().drive(w.lead, stop, c, resumed)
+// carry takes a change that was begun to its end. yield, when set, gives up its
+// slot.
+func (w *work) carry(stop context.Context, c Change, resumed bool, yield func()) Change {
+	d := w.driver()
+	d.yield = yield
+	c = d.drive(w.lead, stop, c, resumed)
 	w.end(c)
 	return c
 }
@@ -168,13 +171,13 @@ func (w *work) release(id string) {
 func (w *work) begin(c Change) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, p := range c.Parts {
-		if w.busy[p.Workload] != "" {
+	for _, what := range c.takes() {
+		if w.busy[what] != "" {
 			return false
 		}
 	}
-	for _, p := range c.Parts {
-		w.busy[p.Workload] = c.ID
+	for _, what := range c.takes() {
+		w.busy[what] = c.ID
 	}
 	return true
 }
@@ -182,8 +185,10 @@ func (w *work) begin(c Change) bool {
 func (w *work) end(c Change) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	for _, what := range c.takes() {
+		delete(w.busy, what)
+	}
 	for _, p := range c.Parts {
-		delete(w.busy, p.Workload)
 		w.ended[p.Workload] = c
 	}
 }
@@ -244,7 +249,9 @@ type item struct {
 	// related those of the same group that it leaves.
 	moves, related []string
 	alone          bool // nothing else may be under way then
-	decided        chan struct{}
+	// apart: it failed together with others, and is to show by itself who is to blame.
+	apart   bool
+	decided chan struct{}
 
 	late    *Decision // what became of the decision when its turn came
 	outcome *Change   // the change as it ended, if one was begun
@@ -305,8 +312,8 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 		p.log.Error("journal cannot be read", "err", err)
 	}
 	for _, c := range open {
-		for _, part := range c.Parts {
-			p.open[part.Workload] = c
+		for _, what := range c.takes() {
+			p.open[what] = c
 		}
 	}
 	workloads, err := p.backend.Workloads(ctx)
@@ -458,7 +465,14 @@ func (p *pass) decide(ctx context.Context, it *item) {
 			it.decision = refused(it.decision, err)
 			return
 		}
-		it.related, it.alone = c.Related, c.Alone
+		for _, what := range c.Touches {
+			if _, open := p.open[what]; open || p.busy[what] != "" {
+				it.decision = Decision{Candidate: f.candidate, Reason: InProgress, Detail: "a change of " + what + " is under way"}
+				return
+			}
+		}
+		it.related, it.alone, it.moves = c.Related, c.Alone, c.Touches
+		it.apart = it.memory.Apart != "" && it.memory.Apart == it.decision.Candidate.Digest
 		for _, part := range c.Parts {
 			it.moves = append(it.moves, part.Workload)
 		}
@@ -585,6 +599,9 @@ func (p *pass) team(it *item) []*item {
 				continue
 			}
 			<-other.decided
+			if it.apart || other.apart {
+				continue
+			}
 			shared := slices.ContainsFunc(other.moves, func(id string) bool { return slices.Contains(team[i].moves, id) })
 			if other.decision.Update && shared {
 				team = append(team, other)
@@ -715,6 +732,7 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 			return
 		}
 	}
+	giveUp := func() {}
 	alone := slices.ContainsFunc(team, func(t *item) bool { return t.alone })
 	if alone && p.once {
 		give(Waiting, "updaterd updates itself when it runs as a daemon, not with --once")
@@ -731,7 +749,8 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 		case <-stop.Done():
 			return
 		}
-		defer func() { <-slots }()
+		giveUp = sync.OnceFunc(func() { <-slots })
+		defer giveUp()
 	}
 	if !p.crowd.enter(alone, false)(stop) {
 		return
@@ -779,7 +798,7 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 		give(InProgress, "a change of it, or of what must move along, is under way")
 		return
 	}
-	c = p.carry(stop, c, false)
+	c = p.carry(stop, c, false, giveUp)
 	it.outcome = &c
 }
 

@@ -31,6 +31,12 @@ type Settings struct {
 	StartFirst     bool `json:"start-first"`
 	IncludeStopped bool `json:"include-stopped"`
 	NoRollback     bool `json:"no-rollback"`
+	// Adopt updates what another controller would put back; cluster only.
+	Adopt bool `json:"adopt,omitempty"`
+	// InitContainers lets plain init containers get another image; cluster only.
+	InitContainers bool `json:"init-containers,omitempty"`
+	// CronJobGate says what judges an updated CronJob; cluster only.
+	CronJobGate Gate `json:"cronjob-gate,omitempty"`
 }
 
 // KeepAll as Settings.Keep keeps every previous image.
@@ -64,6 +70,15 @@ const (
 	WriteDefault Write = "" // the backend's: digest in a cluster, tag on Docker
 	WriteTag     Write = "tag"
 	WriteDigest  Write = "digest"
+)
+
+// Gate says what judges an updated CronJob.
+type Gate string
+
+// The gates of a CronJob.
+const (
+	GateNone    Gate = "none"     // nothing: it is committed at once
+	GateNextRun Gate = "next-run" // the next Job that is made after the change
 )
 
 // Health says what a changed workload must pass.

@@ -12,6 +12,9 @@ type Workload struct {
 	// Image is the reference as the workload writes it: "nginx",
 	// "ghcr.io/acme/web:1.4", "repo:tag@sha256:...".
 	Image string
+	// Write is how references are written here where no setting says so; the zero
+	// Write is WriteTag.
+	Write Write
 	// Labels are what rules match on.
 	Labels map[string]string
 	// Written are the settings written on the workload itself, by key and

@@ -1,0 +1,456 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+const (
+	// changeLimit bounds one write.
+	changeLimit = 30 * time.Second
+	// conflicts is how often a write is made again on a newer version: the status of
+	// an object in a rollout is a version, too.
+	conflicts = 10
+	// freeLimit bounds the wait for a pod that was deleted to go; pods have 30 s to
+	// end by default.
+	freeLimit = 2 * time.Minute
+	lookAgain = 200 * time.Millisecond
+)
+
+// Plan implements updater.Backend. All wished images of one pod template are one
+// change; its other containers keep theirs and are no part of it.
+func (c *Cluster) Plan(ctx context.Context, ch *updater.Change, _ func(string) (updater.Settings, error)) error {
+	first, err := c.parse(ch.Parts[0].Workload)
+	if err != nil {
+		return err
+	}
+	o, err := c.get(ctx, first.namespace, first.kind, first.name)
+	if err != nil {
+		return err
+	}
+	if o == nil {
+		return fmt.Errorf("%s has gone since it was listed: %w", first.address(), updater.ErrSuperseded)
+	}
+	org := origin{
+		Namespace: o.Namespace, Kind: o.kind, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
+		Fields: map[string]string{}, Before: map[string]string{}, OrderedReady: o.kind == "statefulset" && o.orderedReady,
+	}
+	pods, err := c.pods(ctx, o.Namespace, false)
+	if err != nil {
+		return err
+	}
+	for i := range ch.Parts {
+		p := &ch.Parts[i]
+		at, err := c.parse(p.Workload)
+		if err != nil {
+			return err
+		}
+		ct, ok := o.container(at.container)
+		switch {
+		case at.address() != first.address():
+			return fmt.Errorf("%s and %s are not of one pod template", ch.Parts[0].Workload, p.Workload)
+		case !ok || ct.image != p.From.Ref:
+			return &updater.Refusal{Reason: updater.InProgress, Detail: "somebody changed it since it was looked at; the next pass decides anew"}
+		}
+		if err := honoured(*p, o, ct); err != nil {
+			return err
+		}
+		org.Fields[ct.name], org.Before[ct.name] = ct.field, ct.image
+		p.Healthy, p.Idle = c.healthy(o, ct, podsOf(pods, o)), false
+		if o.kind == "cronjob" {
+			p.Healthy, p.Idle = true, p.Settings.CronJobGate != updater.GateNextRun
+			if !p.Idle {
+				if err := c.mustBeAllowed(ctx, "list", "batch", "jobs", o.Namespace, "cronjob-gate: next-run", updater.InvalidSettings); err != nil {
+					return err
+				}
+			}
+		}
+		if p.Settings.Health.Test.Image != "" {
+			if err := c.mustBeAllowed(ctx, "create", "batch", "jobs", o.Namespace, "health.test", updater.InvalidSettings); err != nil {
+				return err
+			}
+		}
+	}
+	if org.OrderedReady {
+		if err := c.mustBeAllowed(ctx, "delete", "", "pods", o.Namespace, "going back with a StatefulSet that makes its pods in order (podManagementPolicy OrderedReady)", updater.Unsupported); err != nil {
+			return err
+		}
+	}
+	ch.Touches, ch.Related, ch.Alone = []string{c.name + "/" + o.address()}, nil, false
+	for _, ct := range o.containers {
+		if _, part := org.Before[ct.name]; !part {
+			ch.Related = append(ch.Related, c.id(o, ct.name))
+		}
+	}
+	if ch.Origin, err = json.Marshal(org); err != nil {
+		return fmt.Errorf("recording the origin of change %s: %w", ch.ID, err)
+	}
+	return nil
+}
+
+// honoured refuses the settings that cannot be honoured in a cluster, and what would
+// not come of a change.
+func honoured(p updater.Part, o *owner, ct container) error {
+	s := p.Settings
+	not := func(key, why string) error {
+		return &updater.Refusal{Reason: updater.InvalidSettings, Detail: key + " cannot be honoured in a cluster: " + why}
+	}
+	switch {
+	case len(s.DependsOn) > 0:
+		return not("depends-on", "the cluster starts pods in its own order; take it away")
+	case s.Health.Probe != "":
+		return not("health.probe", "give the container a readinessProbe instead")
+	case len(s.PreUpdate.Command) > 0:
+		return not("pre-update", "use an init container instead")
+	case len(s.PostUpdate.Command) > 0:
+		return not("post-update", "use health.test, or a postStart hook of the container, instead")
+	case s.StopTimeout != 0:
+		return not("stop-timeout", "set terminationGracePeriodSeconds of the pod instead")
+	case s.StartFirst:
+		return not("start-first", "set maxSurge of the workload's strategy instead")
+	case s.IncludeStopped:
+		return not("include-stopped", "what is scaled to 0 is updated in any case; take it away")
+	case s.NoRollback:
+		return not("no-rollback", "there is always a way back; take it away")
+	case ct.init && !s.InitContainers:
+		return &updater.Refusal{Reason: updater.Unsupported, Detail: "it is an init container, and these keep their images unless init-containers: true is set"}
+	case p.To.Ref == ct.image:
+		return &updater.Refusal{Reason: updater.InvalidSettings, Detail: "write: tag would write what is written already, so no pod would be replaced; set write: digest"}
+	case o.onDelete:
+		return &updater.Refusal{Reason: updater.Unsupported, Detail: "its update strategy is OnDelete; choose RollingUpdate to have it updated"}
+	}
+	return nil
+}
+
+// healthy reports whether a container was well before.
+func (c *Cluster) healthy(o *owner, ct container, pods []*pod) bool {
+	pending, waits := o.rollout()
+	return pending == "" && waits == "" && blame(o, pods, map[string]string{ct.name: ct.image}, ct.name).verdict != updater.Bad
+}
+
+// mustBeAllowed refuses what needs a right that updaterd does not have.
+func (c *Cluster) mustBeAllowed(ctx context.Context, verb, group, resource, namespace, what string, reason updater.Reason) error {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
+		ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Group: group, Resource: resource, Namespace: namespace},
+	}}
+	if err := c.api.Create(ctx, reviewResource(), "", review, review); err != nil {
+		return fmt.Errorf("cluster %s: asking whether %s %s is allowed: %w", c.name, verb, resource, err)
+	}
+	if review.Status.Allowed {
+		return nil
+	}
+	return &updater.Refusal{Reason: reason, Detail: fmt.Sprintf(
+		"%s needs the right to %s %s in namespace %s, which updaterd does not have: apply the overlay %s of configs/kubernetes", what, verb, resource, namespace, overlay(verb, resource))}
+}
+
+// overlay is the directory below configs/kubernetes/overlays that grants a right.
+func overlay(verb, resource string) string {
+	if resource == "pods" && verb == "delete" {
+		return "delete"
+	}
+	return "jobs"
+}
+
+// imagePatch is a strategic merge patch of image fields, on one version of one
+// object. fields says among which containers each is.
+func imagePatch(uid types.UID, version string, fields, images map[string]string) ([]byte, error) {
+	type named struct {
+		Name  string `json:"name"`
+		Image string `json:"image"`
+	}
+	lists := map[string][]named{}
+	for _, name := range slices.Sorted(maps.Keys(images)) {
+		lists[fields[name]] = append(lists[fields[name]], named{name, images[name]})
+	}
+	return json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": uid, "resourceVersion": version},
+		"spec":     map[string]any{"template": map[string]any{"spec": lists}},
+	})
+}
+
+// cronPatch puts the spec of a patch where a CronJob has its template.
+func cronPatch(patch []byte) ([]byte, error) {
+	var p struct {
+		Metadata json.RawMessage `json:"metadata"`
+		Spec     json.RawMessage `json:"spec"`
+	}
+	if err := json.Unmarshal(patch, &p); err != nil {
+		return nil, err
+	}
+	return json.Marshal(map[string]any{"metadata": p.Metadata, "spec": map[string]any{"jobTemplate": map[string]any{"spec": p.Spec}}})
+}
+
+// write patches image fields from what they are expected to be to what they are to
+// be, and returns the object as the API server answered. Every attempt names the
+// version that it was decided on; on a newer one it only goes on if the fields are
+// still as expected. Where they are as they are to be already, nothing is written.
+func (c *Cluster) write(ctx context.Context, org origin, version string, from, to map[string]string, dry bool) (*owner, error) {
+	k, ok := kindNamed(org.Kind)
+	if !ok {
+		return nil, fmt.Errorf("%s: there is no such kind", org.address())
+	}
+	for try := 1; ; try++ {
+		patch, err := imagePatch(org.UID, version, org.Fields, to)
+		if err == nil && org.Kind == "cronjob" {
+			patch, err = cronPatch(patch)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("making the patch of %s: %w", org.address(), err)
+		}
+		object := k.object()
+		err = c.patch(ctx, k.resource, org, patch, dry, object)
+		if err == nil {
+			return read(object)
+		}
+		if ctx.Err() != nil || !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) && !apierrors.IsInvalid(err) || try == conflicts {
+			return nil, fmt.Errorf("cluster %s: patching the images of %s: %w", c.name, org.address(), err)
+		}
+		live, lost := c.get(ctx, org.Namespace, org.Kind, org.Name)
+		switch {
+		case lost != nil:
+			return nil, lost
+		case live == nil:
+			return nil, fmt.Errorf("%s is gone: %w", org.address(), updater.ErrSuperseded)
+		case live.UID != org.UID:
+			return nil, fmt.Errorf("%s is another object by the same name: %w", org.address(), updater.ErrSuperseded)
+		}
+		now := live.images(to)
+		switch {
+		case maps.Equal(now, to):
+			return live, nil
+		case !maps.Equal(now, from):
+			return nil, fmt.Errorf("the images of %s are %s: %w", org.address(), listed(now), updater.ErrSuperseded)
+		case apierrors.IsInvalid(err) && live.ResourceVersion == version:
+			return nil, fmt.Errorf("cluster %s: patching the images of %s: %w", c.name, org.address(), err)
+		}
+		version = live.ResourceVersion
+	}
+}
+
+func listed(images map[string]string) string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(images)) {
+		all = append(all, name+"="+images[name])
+	}
+	return strings.Join(all, ", ")
+}
+
+func (c *Cluster) patch(ctx context.Context, r Resource, org origin, patch []byte, dry bool, out runtime.Object) error {
+	if err := ctx.Err(); err != nil {
+		return err // the lead may have been lost
+	}
+	ctx, cancel := context.WithTimeout(ctx, changeLimit)
+	defer cancel()
+	return c.api.Patch(ctx, r, org.Namespace, org.Name, types.StrategicMergePatchType, patch, dry, out)
+}
+
+// Prepare implements updater.Backend: the API server says what it would make of the
+// patch, admission and quotas included.
+func (c *Cluster) Prepare(ctx context.Context, ch updater.Change, report func(updater.Progress)) error {
+	org, _, err := records(ch)
+	if err != nil {
+		return err
+	}
+	to, err := c.said(ch, func(p updater.Part) string { return p.To.Ref })
+	if err != nil {
+		return err
+	}
+	report(updater.Progress{Step: "dry-run"})
+	_, err = c.write(ctx, org, org.ResourceVersion, org.Before, to, true)
+	switch {
+	case errors.Is(err, updater.ErrSuperseded):
+		return &updater.Refusal{Reason: updater.InProgress, Detail: "somebody changed it since it was decided on; the next pass decides anew", Err: err}
+	case apierrors.IsForbidden(err) || apierrors.IsInvalid(err):
+		return &updater.Refusal{Reason: updater.Unsupported, Detail: "the API server would not take the new image", Err: err}
+	}
+	return err
+}
+
+// Apply implements updater.Backend.
+func (c *Cluster) Apply(ctx context.Context, ch updater.Change) (updater.Applied, error) {
+	org, _, err := records(ch)
+	if err != nil {
+		return updater.Applied{}, err
+	}
+	to, err := c.said(ch, func(p updater.Part) string { return p.To.Ref })
+	if err != nil {
+		return updater.Applied{}, err
+	}
+	o, err := c.write(ctx, org, org.ResourceVersion, org.Before, to, false)
+	if err != nil {
+		return updater.Applied{}, err
+	}
+	c.saw(ch, o.Generation)
+	raw, err := json.Marshal(mark{Generation: o.Generation, Images: o.images(to), At: time.Now()})
+	if err != nil {
+		return updater.Applied{}, fmt.Errorf("recording what change %s made: %w", ch.ID, err)
+	}
+	return updater.Applied{Mark: raw}, nil
+}
+
+// ours are the images that a change wrote, as the API server answered them, or, when
+// the answer was lost, as they were asked for.
+func (c *Cluster) ours(ch updater.Change, m mark) (map[string]string, error) {
+	if m.Images != nil {
+		return m.Images, nil
+	}
+	return c.said(ch, func(p updater.Part) string { return p.To.Ref })
+}
+
+// Commit implements updater.Backend. The way back is in the journal alone.
+func (c *Cluster) Commit(ctx context.Context, ch updater.Change) error {
+	org, _, err := records(ch)
+	if err != nil {
+		return err
+	}
+	if err := c.removeTests(ctx, ch, org); err != nil {
+		return err
+	}
+	c.forget(ch)
+	return nil
+}
+
+// Restore implements updater.Backend: it writes back the images that are still the
+// ones this change wrote, and frees a StatefulSet that waits for a pod that cannot
+// become ready.
+func (c *Cluster) Restore(ctx context.Context, ch updater.Change) (updater.Restoration, error) {
+	var r updater.Restoration
+	if ch.Phase == updater.Committing || ch.Phase == updater.Committed {
+		return r, nil
+	}
+	org, m, err := records(ch)
+	if err != nil {
+		return r, err
+	}
+	if err := c.removeTests(ctx, ch, org); err != nil {
+		return r, err
+	}
+	wrote, err := c.ours(ch, m)
+	if err != nil {
+		return r, err
+	}
+	for try := 1; ; try++ {
+		live, err := c.get(ctx, org.Namespace, org.Kind, org.Name)
+		switch {
+		case err != nil:
+			return r, err
+		case live == nil:
+			return r, fmt.Errorf("%s is gone: %w", org.address(), updater.ErrSuperseded)
+		case live.UID != org.UID:
+			return r, fmt.Errorf("%s is another object by the same name: %w", org.address(), updater.ErrSuperseded)
+		}
+		back, refs := c.back(ctx, ch, org)
+		r.Refs = refs
+		from, to, theirs := map[string]string{}, map[string]string{}, ""
+		for name, now := range live.images(org.Before) {
+			ct, _ := live.container(name)
+			switch {
+			case now == org.Before[name] || now == back[name]:
+				if now == org.Before[name] {
+					delete(r.Refs, c.id(live, name))
+				}
+			case now == wrote[name] || m.Images == nil && ct.written == manager:
+				from[name], to[name] = now, back[name]
+			default:
+				theirs = name + " has the image " + now
+			}
+		}
+		if len(to) > 0 {
+			fields := org
+			live, err = c.write(ctx, fields, live.ResourceVersion, from, to, false)
+			if errors.Is(err, updater.ErrSuperseded) && try < conflicts {
+				continue // look again whose they are
+			}
+			if err != nil {
+				return r, err
+			}
+		}
+		c.saw(ch, live.Generation)
+		if theirs != "" {
+			return r, fmt.Errorf("%s: %w", theirs, updater.ErrSuperseded)
+		}
+		if org.OrderedReady && ch.Disturbed && !ch.Superseded {
+			return r, c.free(ctx, org, wrote)
+		}
+		return r, nil
+	}
+}
+
+// back are the images to go back to, by container, and by workload those that are
+// not what was written before: a tag that has moved is pinned to the digest that ran.
+func (c *Cluster) back(ctx context.Context, ch updater.Change, org origin) (images, refs map[string]string) {
+	images, refs = maps.Clone(org.Before), map[string]string{}
+	for _, p := range ch.Parts {
+		at, err := c.parse(p.Workload)
+		if err != nil || digestIn(p.From.Ref) != "" || p.From.Digest == "" || p.From.Digest == p.From.Config {
+			continue
+		}
+		moved := undigested(p.To.Ref) == p.From.Ref && p.To.Digest != p.From.Digest
+		if !moved && c.moved != nil {
+			now, err := c.moved(ctx, p.From.Ref)
+			moved = err == nil && now != p.From.Digest && now != p.From.Manifest
+		}
+		if moved {
+			images[at.container] = p.From.Ref + "@" + p.From.Digest
+			refs[p.Workload] = images[at.container]
+		}
+	}
+	return images, refs
+}
+
+// free deletes what a StatefulSet with ordered pods waits for in vain after its old
+// template is back: its pods with the images that were taken back, which are not
+// ready. One at a time, and only as they were seen.
+func (c *Cluster) free(ctx context.Context, org origin, wrote map[string]string) error {
+	ctx, cancel := context.WithTimeout(ctx, freeLimit)
+	defer cancel()
+	for {
+		all, err := c.pods(ctx, org.Namespace, true)
+		if err != nil {
+			return err
+		}
+		var stuck, leaving *pod
+		for _, p := range all {
+			if p.owner != org.address() || !p.is(wrote) {
+				continue
+			}
+			switch {
+			case p.DeletionTimestamp != nil:
+				leaving = p
+			case !p.readyNow() && (stuck == nil || p.Name > stuck.Name):
+				stuck = p
+			}
+		}
+		switch {
+		case leaving != nil:
+		case stuck == nil:
+			return nil
+		default:
+			err := c.api.Delete(ctx, podResource(), org.Namespace, stuck.Name, metav1.DeleteOptions{
+				Preconditions: &metav1.Preconditions{UID: &stuck.UID, ResourceVersion: &stuck.ResourceVersion},
+			})
+			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+				return fmt.Errorf("cluster %s: deleting pod %s/%s, which its StatefulSet waits for: %w", c.name, org.Namespace, stuck.Name, err)
+			}
+		}
+		if err := pause(ctx); err != nil {
+			return fmt.Errorf("cluster %s: a pod of %s does not go: %w", c.name, org.address(), err)
+		}
+	}
+}

@@ -1,0 +1,482 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+func nobody(string) (updater.Settings, error) {
+	return updater.Settings{}, errors.New("nobody moves along")
+}
+
+func silent(updater.Progress) {}
+
+// apply plans a change and carries it to where it is judged.
+func apply(t *testing.T, c *Cluster, ch updater.Change) updater.Change {
+	t.Helper()
+	require.NoError(t, c.Plan(t.Context(), &ch, nobody))
+	require.NoError(t, c.Prepare(t.Context(), ch, silent))
+	ch.Phase, ch.Disturbed = updater.Applying, true
+	a, err := c.Apply(t.Context(), ch)
+	require.NoError(t, err)
+	ch.Mark, ch.Phase = a.Mark, updater.Judging
+	return ch
+}
+
+func goBack(t *testing.T, c *Cluster, ch updater.Change) (updater.Restoration, error) {
+	t.Helper()
+	ch.Phase = updater.Restoring
+	return c.Restore(t.Context(), ch)
+}
+
+// writes are the requests that changed something since a moment.
+func (s *server) writes(since int) (all []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.requests[since:] {
+		if !strings.HasPrefix(r, http.MethodGet) && !strings.Contains(r, "dryRun") && !strings.Contains(r, "accessreviews") {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// images are those of an object's containers, by name.
+func (s *server) images(resource, name string) map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := map[string]string{}
+	list, _ := dig(s.objects[resource+"/shop/"+name], "spec", "template", "spec")["containers"].([]any)
+	for _, c := range list {
+		all[c.(map[string]any)["name"].(string)], _ = c.(map[string]any)["image"].(string)
+	}
+	return all
+}
+
+// set writes the image of a container as a person would.
+func (s *server) set(t *testing.T, name, container, image string) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := toMap(s.objects["deployments/shop/"+name])
+	list := dig(m, "spec", "template", "spec")["containers"].([]any)
+	for _, c := range list {
+		if c.(map[string]any)["name"] == container {
+			c.(map[string]any)["image"] = image
+		}
+	}
+	s.store("deployments/shop/"+name, m, "kubectl-set")
+	s.control()
+}
+
+func (s *server) scale(name string, replicas int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := toMap(s.objects["deployments/shop/"+name])
+	dig(m, "spec")["replicas"] = replicas
+	s.store("deployments/shop/"+name, m, "")
+	s.control()
+}
+
+const (
+	app1, app2   = "reg.example/app:1", "reg.example/app:2"
+	side1, side2 = "reg.example/side:1", "reg.example/side:2"
+)
+
+func web(t *testing.T) (*server, *Cluster) {
+	s := newServer(t)
+	s.put("deployments", deployment("web", 3, "app="+app1, "side="+side1))
+	return s, s.cluster(t)
+}
+
+func TestASteadyPassMakesNoRequests(t *testing.T) {
+	s, c := web(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- c.Run(ctx) }()
+	defer func() { stop(); require.NoError(t, <-ended) }()
+	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
+
+	s.mu.Lock()
+	began := len(s.requests)
+	s.mu.Unlock()
+	all, err := c.Workloads(t.Context())
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+	require.Equal(t, "prod/shop/deployment/web/app", all[0].ID)
+	require.Equal(t, []string{fakeDigest(app1)}, all[0].Runs.Digests)
+	require.Equal(t, updater.WriteDigest, all[0].Write)
+	s.mu.Lock()
+	require.Len(t, s.requests, began)
+	s.mu.Unlock()
+
+	s.set(t, "web", "app", app2)
+	require.Eventually(t, func() bool {
+		all, err := c.Workloads(t.Context())
+		return err == nil && all[0].Image == app2 && len(all[0].Runs.Digests) == 1 && all[0].Runs.Digests[0] == fakeDigest(app2)
+	}, 10*time.Second, 10*time.Millisecond)
+	s.mu.Lock()
+	require.Len(t, s.requests, began, "the watch told it")
+	s.mu.Unlock()
+}
+
+func TestAWatchedRolloutIsJudgedWithoutRequests(t *testing.T) {
+	s, c := web(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- c.Run(ctx) }()
+	defer func() { stop(); require.NoError(t, <-ended) }()
+	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
+	require.Eventually(t, func() bool {
+		s.mu.Lock()
+		began := len(s.requests)
+		s.mu.Unlock()
+		o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return err == nil && o.Pending == "" && o.Fault == "" && len(s.requests) == began
+	}, 10*time.Second, 10*time.Millisecond)
+}
+
+func TestAllImagesOfATemplateAreOnePatch(t *testing.T) {
+	s, c := web(t)
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2, "deployment/web/side "+side1+" "+side2))
+	require.Equal(t, []string{"prod/shop/deployment/web"}, ch.Touches)
+	require.Len(t, s.writes(0), 1)
+	require.Equal(t, map[string]string{"app": app2 + "@" + fakeDigest(app2), "side": side2 + "@" + fakeDigest(side2)}, s.images("deployments", "web"))
+	one := wish(t, "deployment/web/side "+side1+" "+side2)
+	s.put("deployments", deployment("other", 1, "app="+app1, "side="+side1))
+	one.Parts[0].Workload = "prod/shop/deployment/other/side"
+	require.NoError(t, c.Plan(t.Context(), &one, nobody))
+	require.Equal(t, []string{"prod/shop/deployment/other/app"}, one.Related)
+}
+
+func TestAConflictIsReadAgain(t *testing.T) {
+	for name, tt := range map[string]struct {
+		meanwhile func(t *testing.T, s *server)
+		wrong     error
+	}{
+		"scaled by others":       {meanwhile: func(_ *testing.T, s *server) { s.scale("web", 5) }},
+		"another image":          {meanwhile: func(t *testing.T, s *server) { s.set(t, "web", "app", "reg.example/app:9") }, wrong: updater.ErrSuperseded},
+		"a neighbour's image":    {meanwhile: func(t *testing.T, s *server) { s.set(t, "web", "side", side2) }},
+		"the very image already": {meanwhile: func(t *testing.T, s *server) { s.set(t, "web", "app", app2+"@"+fakeDigest(app2)) }},
+		"removed":                {meanwhile: func(_ *testing.T, s *server) { s.remove("deployments", "web") }, wrong: updater.ErrSuperseded},
+		"another by the same name": {meanwhile: func(_ *testing.T, s *server) {
+			s.remove("deployments", "web")
+			s.put("deployments", deployment("web", 3, "app="+app1, "side="+side1))
+		}, wrong: updater.ErrSuperseded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, c := web(t)
+			ch := wish(t, "deployment/web/app "+app1+" "+app2)
+			require.NoError(t, c.Plan(t.Context(), &ch, nobody))
+			tt.meanwhile(t, s)
+			theirs := s.images("deployments", "web")
+			ch.Phase, ch.Disturbed = updater.Applying, true
+			_, err := c.Apply(t.Context(), ch)
+			if tt.wrong != nil {
+				require.ErrorIs(t, err, tt.wrong)
+				require.Equal(t, theirs, s.images("deployments", "web"))
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, app2+"@"+fakeDigest(app2), s.images("deployments", "web")["app"])
+		})
+	}
+}
+
+func TestALostLeadWritesNothingMore(t *testing.T) {
+	s, c := web(t)
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	require.NoError(t, c.Plan(t.Context(), &ch, nobody))
+	s.scale("web", 5) // so that the first patch meets a conflict
+	ctx, lose := context.WithCancel(t.Context())
+	s.before = func(string, string) { lose() }
+	_, err := c.Apply(ctx, ch)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, app1, s.images("deployments", "web")["app"])
+}
+
+func TestGoingBackPinsATagThatHasMoved(t *testing.T) {
+	s, c := web(t)
+	old := fakeDigest("old")
+	ch := wish(t, "deployment/web/app "+app1+" "+app1) // the same tag, rebuilt
+	ch.Parts[0].From.Digest = old
+	ch = apply(t, c, ch)
+	r, err := goBack(t, c, ch)
+	require.NoError(t, err)
+	require.Equal(t, app1+"@"+old, s.images("deployments", "web")["app"])
+	require.Equal(t, map[string]string{"prod/shop/deployment/web/app": app1 + "@" + old}, r.Refs)
+
+	again, err := goBack(t, c, ch)
+	require.NoError(t, err)
+	require.Equal(t, r, again)
+}
+
+func TestGoingBackAsksWhetherATagHasMoved(t *testing.T) {
+	for moved, want := range map[string]string{fakeDigest(app1): app1, fakeDigest("new"): app1 + "@" + fakeDigest(app1)} {
+		s, c := web(t)
+		c.moved = func(_ context.Context, ref string) (string, error) { require.Equal(t, app1, ref); return moved, nil }
+		ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
+		_, err := goBack(t, c, ch)
+		require.NoError(t, err)
+		require.Equal(t, want, s.images("deployments", "web")["app"])
+	}
+}
+
+func TestTheirsWinsOnlyForWhatWasWritten(t *testing.T) {
+	s, c := web(t)
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2, "deployment/web/side "+side1+" "+side2))
+	s.scale("web", 4)
+	o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+	require.NoError(t, err)
+	require.Empty(t, o.Fault)
+	s.set(t, "web", "app", "reg.example/app:9")
+	o, err = s.cluster(t).Observe(t.Context(), ch, 1, updater.NewSide)
+	require.NoError(t, err)
+	require.Contains(t, o.Fault, "somebody else")
+	require.False(t, o.Running)
+	_, err = goBack(t, c, ch)
+	require.ErrorIs(t, err, updater.ErrSuperseded)
+	require.Equal(t, map[string]string{"app": "reg.example/app:9", "side": side1}, s.images("deployments", "web"))
+}
+
+func TestAStuckStatefulSetIsFreed(t *testing.T) {
+	s := newServer(t)
+	s.put("statefulsets", statefulSet("db", 3, "app="+app1))
+	c := s.cluster(t)
+	ch := apply(t, c, wish(t, "statefulset/db/app "+app1+" reg.example/app:2-crash"))
+	o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+	require.NoError(t, err)
+	require.Equal(t, updater.Bad, o.Blame, o.Fault)
+	began := len(s.requests)
+	_, err = goBack(t, c, ch)
+	require.NoError(t, err)
+	writes := s.writes(began)
+	require.Len(t, writes, 2)
+	require.Contains(t, writes[0], "PATCH")
+	require.Contains(t, writes[1], "DELETE /api/v1/namespaces/shop/pods/db-")
+	o, err = c.Observe(t.Context(), ch, 0, updater.OldSide)
+	require.NoError(t, err)
+	require.Empty(t, o.Pending)
+	require.Empty(t, o.Fault)
+}
+
+func TestAStatefulSetThatCouldNotBeFreedIsRefused(t *testing.T) {
+	s := newServer(t)
+	s.denied["delete pods"] = true
+	s.put("statefulsets", statefulSet("db", 3, "app="+app1))
+	parallel := statefulSet("cache", 3, "app="+app1)
+	parallel.Spec.PodManagementPolicy = appsv1.ParallelPodManagement
+	s.put("statefulsets", parallel)
+	c := s.cluster(t)
+	ch := wish(t, "statefulset/db/app "+app1+" "+app2)
+	refused(t, c.Plan(t.Context(), &ch, nobody), updater.Unsupported, "overlay delete")
+	ch = wish(t, "statefulset/cache/app "+app1+" "+app2)
+	require.NoError(t, c.Plan(t.Context(), &ch, nobody), "its pods are made side by side, so none is in the way")
+}
+
+func refused(t *testing.T, err error, reason updater.Reason, says string) {
+	t.Helper()
+	var r *updater.Refusal
+	require.ErrorAs(t, err, &r)
+	require.Equal(t, reason, r.Reason)
+	require.Contains(t, r.Detail, says)
+}
+
+func TestWhatAClusterCannotHonourIsRefused(t *testing.T) {
+	_, c := web(t)
+	for key, s := range map[string]updater.Settings{
+		"health.probe":    {Health: updater.Health{Probe: "tcp://:1"}},
+		"depends-on":      {DependsOn: []string{"db"}},
+		"pre-update":      {PreUpdate: updater.Hook{Command: []string{"a"}}},
+		"post-update":     {PostUpdate: updater.Hook{Command: []string{"a"}}},
+		"stop-timeout":    {StopTimeout: time.Second},
+		"start-first":     {StartFirst: true},
+		"include-stopped": {IncludeStopped: true},
+		"no-rollback":     {NoRollback: true},
+	} {
+		ch := wish(t, "deployment/web/app "+app1+" "+app2)
+		ch.Parts[0].Settings = s
+		refused(t, c.Plan(t.Context(), &ch, nobody), updater.InvalidSettings, key+" cannot be honoured in a cluster")
+	}
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	ch.Parts[0].To.Ref = app1
+	refused(t, c.Plan(t.Context(), &ch, nobody), updater.InvalidSettings, "write: digest")
+	ch = wish(t, "deployment/web/app reg.example/app:0 "+app2)
+	refused(t, c.Plan(t.Context(), &ch, nobody), updater.InProgress, "somebody changed it")
+	ch = wish(t, "deployment/gone/app "+app1+" "+app2)
+	require.ErrorIs(t, c.Plan(t.Context(), &ch, nobody), updater.ErrSuperseded)
+}
+
+func TestInitContainersAreAskedFor(t *testing.T) {
+	s := newServer(t)
+	d := deployment("web", 1, "app="+app1)
+	always := corev1.ContainerRestartPolicyAlways
+	d.Spec.Template.Spec.InitContainers = []corev1.Container{{Name: "setup", Image: side1}, {Name: "proxy", Image: side1, RestartPolicy: &always}}
+	s.put("deployments", d)
+	c := s.cluster(t)
+	ch := wish(t, "deployment/web/setup "+side1+" "+side2)
+	refused(t, c.Plan(t.Context(), &ch, nobody), updater.Unsupported, "init-containers: true")
+	ch.Parts[0].Settings.InitContainers = true
+	require.NoError(t, c.Plan(t.Context(), &ch, nobody))
+	ch = wish(t, "deployment/web/proxy "+side1+" "+side2)
+	require.NoError(t, c.Plan(t.Context(), &ch, nobody), "a sidecar is like any container")
+	apply(t, c, ch)
+	require.Contains(t, s.look("deployments", "web"), `"image":"`+side2+"@"+fakeDigest(side2)+`","name":"proxy"`)
+}
+
+func TestNothingIsJudgedWhereNothingIsWanted(t *testing.T) {
+	s, c := web(t)
+	s.scale("web", 0)
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	ch = apply(t, c, ch)
+	require.False(t, ch.Parts[0].Healthy)
+	o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+	require.NoError(t, err)
+	require.Contains(t, o.Waits, "scaled to 0")
+	s.scale("web", 2)
+	o, err = s.cluster(t).Observe(t.Context(), ch, 0, updater.NewSide)
+	require.NoError(t, err)
+	require.Empty(t, o.Waits)
+	require.Empty(t, o.Pending)
+}
+
+func TestAPullThatFailsIsTheSurroundings(t *testing.T) {
+	_, c := web(t)
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" reg.example/app:2-unreachable"))
+	o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+	require.NoError(t, err)
+	require.NotEmpty(t, o.Pending)
+	require.Equal(t, updater.Unclear, o.Blame)
+	require.True(t, o.Running, "time is to run out first")
+	require.Contains(t, o.Fault, "connection refused")
+}
+
+func TestAReadinessProbeThatFailsSpeaksAgainstTheImage(t *testing.T) {
+	_, c := web(t)
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" reg.example/app:2-notready"))
+	o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+	require.NoError(t, err)
+	require.NotEmpty(t, o.Pending)
+	require.Empty(t, o.Fault)
+	o, err = c.Observe(t.Context(), wishMarked(ch, "deployment/web/side"), 0, updater.NewSide)
+	require.NoError(t, err)
+	require.Equal(t, updater.Unclear, o.Blame, "and not against another of the pod")
+}
+
+// wishMarked is a change as applied, looked at as one of another container.
+func wishMarked(ch updater.Change, id string) updater.Change {
+	ch.Parts = []updater.Part{ch.Parts[0]}
+	ch.Parts[0].Workload = "prod/shop/" + id
+	return ch
+}
+
+func cron(name, image string) *batchv1.CronJob {
+	return &batchv1.CronJob{ObjectMeta: named(name), Spec: batchv1.CronJobSpec{Schedule: "0 3 * * *",
+		JobTemplate: batchv1.JobTemplateSpec{Spec: batchv1.JobSpec{Template: template("app=" + image)}}}}
+}
+
+func TestACronJobHasNothingToJudge(t *testing.T) {
+	s := newServer(t)
+	s.put("cronjobs", cron("night", app1))
+	off := cron("off", app1)
+	yes := true
+	off.Spec.Suspend = &yes
+	s.put("cronjobs", off)
+	c := s.cluster(t)
+	ch := apply(t, c, wish(t, "cronjob/night/app "+app1+" "+app2))
+	require.True(t, ch.Parts[0].Idle)
+	require.Contains(t, s.look("cronjobs", "night"), app2+"@"+fakeDigest(app2))
+	_, err := goBack(t, c, ch)
+	require.NoError(t, err)
+	require.NotContains(t, s.look("cronjobs", "night"), app2)
+	all, err := c.Workloads(t.Context())
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+	require.Nil(t, all[0].Skip)
+	require.Equal(t, updater.NotRunning, all[1].Skip.Reason)
+}
+
+func TestTheNextRunOfACronJobDecides(t *testing.T) {
+	for tag, want := range map[string]updater.Verdict{"2": "", "2-exit": updater.Bad, "2-unreachable": updater.Unclear} {
+		t.Run(tag, func(t *testing.T) {
+			s := newServer(t)
+			s.put("cronjobs", cron("night", app1))
+			c := s.cluster(t)
+			ch := wish(t, "cronjob/night/app "+app1+" reg.example/app:"+tag)
+			ch.Parts[0].Settings.CronJobGate = updater.GateNextRun
+			ch = apply(t, c, ch)
+			require.False(t, ch.Parts[0].Idle)
+			o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+			require.NoError(t, err)
+			require.Contains(t, o.Waits, "has not begun")
+
+			s.mu.Lock()
+			uid := dig(s.objects["cronjobs/shop/night"], "metadata")["uid"].(string)
+			s.mu.Unlock()
+			yes := true
+			ref := ch.Parts[0].To.Ref
+			s.put("jobs", &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "night-29000001", Namespace: "shop",
+				OwnerReferences: []metav1.OwnerReference{{Kind: "CronJob", Name: "night", UID: as[pod1](map[string]any{"metadata": map[string]any{"uid": uid}}).UID, Controller: &yes}}},
+				Spec: batchv1.JobSpec{Template: template("app=" + ref)}})
+			o, err = c.Observe(t.Context(), ch, 0, updater.NewSide)
+			require.NoError(t, err)
+			require.Empty(t, o.Waits)
+			require.Equal(t, want, o.Blame, o.Fault)
+			require.Equal(t, want == "", o.Running)
+		})
+	}
+}
+
+func TestATestIsAJobThatLeavesNothing(t *testing.T) {
+	for image, want := range map[string]int{"reg.example/smoke:1": 0, "reg.example/smoke:1-exit": 1} {
+		t.Run(image, func(t *testing.T) {
+			s, c := web(t)
+			ch := wish(t, "deployment/web/app "+app1+" "+app2)
+			ch.Parts[0].Settings.Health.Test = updater.Test{Image: image, Timeout: 10 * time.Second}
+			ch = apply(t, c, ch)
+			// What a crash left is taken away first.
+			s.put("jobs", &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: testName(ch, 0), Namespace: "shop"}, Spec: batchv1.JobSpec{Template: template("test=reg.example/smoke:1-exit")}})
+			r, err := c.Test(t.Context(), ch, 0)
+			require.NoError(t, err)
+			require.Equal(t, want, r.ExitCode)
+			require.Empty(t, s.look("jobs", testName(ch, 0)))
+			s.put("jobs", &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: testName(ch, 0), Namespace: "shop"}, Spec: batchv1.JobSpec{Template: template("test=reg.example/smoke:1")}})
+			require.NoError(t, c.Commit(t.Context(), ch))
+			require.Empty(t, s.look("jobs", testName(ch, 0)), "a crash in between leaves nothing either")
+		})
+	}
+}
+
+func TestATestThatNeverRanSaysNothing(t *testing.T) {
+	_, c := web(t)
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	ch.Parts[0].Settings.Health.Test = updater.Test{Image: "reg.example/smoke:1-unreachable", Timeout: 10 * time.Second}
+	_, err := c.Test(t.Context(), apply(t, c, ch), 0)
+	require.ErrorContains(t, err, "connection refused")
+}
+
+func TestAKindThatMayNotBeListedIsLeftOut(t *testing.T) {
+	s, c := web(t)
+	s.denied["list cronjobs"] = true
+	all, err := c.Workloads(t.Context())
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+	s.denied["list pods"] = true
+	_, err = c.Workloads(t.Context())
+	require.ErrorContains(t, err, "listing pods")
+}

@@ -1,0 +1,490 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+// ownTimeout is how long a rollout may go without progress where the object says
+// nothing: what a Deployment has built in (progressDeadlineSeconds).
+const ownTimeout = 600 * time.Second
+
+// rollout says what a rollout still waits for, as kubectl rollout status computes
+// it; "" when it is complete. waits says why there is nothing that could be waited
+// for.
+func (o *owner) rollout() (pending, waits string) {
+	switch {
+	case o.kind == "cronjob":
+		return "", ""
+	case o.paused:
+		return "", "its rollout is paused"
+	case o.observed < o.Generation:
+		return "the cluster has not taken notice of it yet", ""
+	case o.desired == 0 && o.kind == "daemonset":
+		return "", "no node is one for it"
+	case o.desired == 0:
+		return "", "no pod of it is wanted: it is scaled to 0"
+	}
+	switch o.kind {
+	case "deployment":
+		switch {
+		case o.updated < o.desired:
+			return fmt.Sprintf("%d of %d pods are on the new template", o.updated, o.desired), ""
+		case o.total > o.updated:
+			return fmt.Sprintf("%d old pods are still there", o.total-o.updated), ""
+		case o.available < o.updated:
+			return fmt.Sprintf("%d of %d new pods are available", o.available, o.updated), ""
+		}
+	case "statefulset":
+		switch {
+		case o.partition >= o.desired:
+			return "", fmt.Sprintf("its partition (%d) keeps every pod on the old template", o.partition)
+		case o.ready < o.desired:
+			return fmt.Sprintf("%d of %d pods are ready", o.ready, o.desired), ""
+		case o.partition > 0 && o.updated < o.desired-o.partition:
+			return fmt.Sprintf("%d of %d pods beyond the partition are on the new template", o.updated, o.desired-o.partition), ""
+		case o.partition > 0:
+			return "", ""
+		case o.updateRevision != o.currentRevision:
+			return fmt.Sprintf("%d of %d pods are on the new template", o.updated, o.desired), ""
+		}
+	case "daemonset":
+		switch {
+		case o.updated < o.desired:
+			return fmt.Sprintf("%d of %d pods are on the new template", o.updated, o.desired), ""
+		case o.available < o.desired:
+			return fmt.Sprintf("%d of %d new pods are available", o.available, o.desired), ""
+		}
+	}
+	return "", ""
+}
+
+// blamed is what the pods of a template say of one of its containers.
+type blamed struct {
+	// fault is what goes wrong, and verdict whom it speaks against; "" when nothing
+	// does.
+	fault   string
+	verdict updater.Verdict
+	// logs is what a container that ended left as its message.
+	logs string
+	// restarted is when one was last restarted.
+	restarted time.Time
+	// ready counts the pods that are.
+	ready int
+}
+
+// blame looks at the pods that were made with these images, for the container
+// named. One pod is enough where what it says is certain: the container cannot be
+// started, was killed for want of memory, or restarted more than once. An exit that
+// came once may be anything, so it takes two pods. Everything else is the
+// surroundings' doing, and only counts when time runs out.
+func blame(o *owner, pods []*pod, images map[string]string, name string) blamed {
+	var b blamed
+	exits, unready, around := 0, 0, ""
+	last := ""
+	c, _ := o.container(name)
+	for _, p := range pods {
+		if !p.is(images) {
+			continue
+		}
+		if p.gone() {
+			if why := p.evicted(); why != "" && around == "" {
+				around = "pod " + p.Name + " was ended by the cluster: " + why
+			}
+			continue
+		}
+		if p.readyNow() {
+			b.ready++
+		}
+		s := p.of(name)
+		if s == nil {
+			if why := unscheduled(p); why != "" {
+				around = why
+			}
+			continue
+		}
+		e := evidence(*s, c.init)
+		if e.logs != "" {
+			b.logs = e.logs
+		}
+		if e.at.After(b.restarted) {
+			b.restarted = e.at
+		}
+		switch {
+		case e.certain != "":
+			b.fault, b.verdict = "pod "+p.Name+": "+e.certain, updater.Bad
+			return b
+		case e.exit != "":
+			exits++
+			last = "pod " + p.Name + ": " + e.exit
+		case e.around != "":
+			around = "pod " + p.Name + ": " + e.around
+		case s.State.Running != nil && !s.Ready && !c.init:
+			unready++
+		case !p.readyNow() && !c.init:
+			if why := notItsFault(p, name); why != "" {
+				around = "pod " + p.Name + ": " + why
+			}
+		}
+	}
+	switch {
+	case exits >= 2:
+		b.fault, b.verdict = fmt.Sprintf("%d pods ended, such as %s", exits, last), updater.Bad
+	case exits+unready > 0:
+		// Not enough to condemn it now, and enough when time runs out.
+	case o.failure != "":
+		b.fault, b.verdict = "pods cannot be made: "+o.failure, updater.Unclear
+	case around != "":
+		b.fault, b.verdict = around, updater.Unclear
+	}
+	return b
+}
+
+// sign is what the status of one container speaks of.
+type sign struct {
+	certain string // the image is to blame
+	exit    string // it may be: it ran and ended once
+	around  string // the surroundings are
+	logs    string
+	at      time.Time // of the last end
+}
+
+// evidence reads the status of one container.
+func evidence(s corev1.ContainerStatus, init bool) (e sign) {
+	ended := s.State.Terminated
+	if ended == nil {
+		ended = s.LastTerminationState.Terminated
+	}
+	if ended != nil {
+		e.logs, e.at = tail(ended.Message), ended.FinishedAt.Time
+		lost := ended.Reason == "ContainerStatusUnknown" || ended.Reason == "Unknown" // the node's doing
+		switch {
+		case lost:
+			e.around = "its end was lost by the node"
+		case ended.Reason == "OOMKilled":
+			e.certain = "it was killed for want of memory (OOM)"
+		case cannotStart(ended.Message):
+			e.certain = "it cannot be started: " + ended.Message
+		case init && ended.ExitCode == 0:
+		case s.RestartCount > 1:
+			e.certain = fmt.Sprintf("it was restarted %d times, last exit code %d", s.RestartCount, ended.ExitCode)
+		default:
+			e.exit = fmt.Sprintf("it exited with code %d", ended.ExitCode)
+		}
+	}
+	w := s.State.Waiting
+	if w == nil || e.certain != "" {
+		return e
+	}
+	said := strings.TrimSuffix(w.Reason+": "+w.Message, ": ")
+	switch w.Reason {
+	case "ContainerCreating", "PodInitializing", "":
+	case "CrashLoopBackOff":
+		if s.RestartCount > 1 && e.around == "" {
+			e.certain = fmt.Sprintf("it was restarted %d times", s.RestartCount)
+		}
+	case "InvalidImageName":
+		e.certain = said
+	case "ErrImagePull", "ImagePullBackOff":
+		if noSuchImage(w.Message) {
+			e.certain = "its image does not exist: " + said
+		} else {
+			e.around = "its image cannot be pulled: " + said
+		}
+	case "CreateContainerConfigError":
+		if strings.Contains(w.Message, "runAsNonRoot") {
+			e.certain = said
+		} else {
+			e.around = said
+		}
+	default: // CreateContainerError, RunContainerError, ErrImageNeverPull, ...
+		if cannotStart(w.Message) {
+			e.certain = "it cannot be started: " + w.Message
+		} else {
+			e.around = said
+		}
+	}
+	return e
+}
+
+// tail keeps the end of what a container said.
+func tail(s string) string {
+	const most = 4 << 10
+	if len(s) > most {
+		s = s[len(s)-most:]
+	}
+	return s
+}
+
+// cannotStart reports whether a runtime's message is about the image's own program.
+func cannotStart(message string) bool {
+	m := strings.ToLower(message)
+	for _, s := range []string{"exec format error", "executable file not found", "no such file or directory: unknown", "exec: no such file"} {
+		if strings.Contains(m, s) {
+			return true
+		}
+	}
+	// `exec: "/app": stat /app: no such file or directory`
+	return strings.Contains(m, `exec: "`) && (strings.Contains(m, "no such file or directory") || strings.Contains(m, "permission denied"))
+}
+
+// noSuchImage reports whether a pull failed because the registry has no such
+// manifest, or none for this platform. What may as well be a missing right is not
+// among it.
+func noSuchImage(message string) bool {
+	m := strings.ToLower(message)
+	for _, s := range []string{"authoriz", "denied", "forbidden", "credential", "no such host"} {
+		if strings.Contains(m, s) {
+			return false
+		}
+	}
+	for _, s := range []string{"manifest unknown", "no match for platform", "no matching manifest", ": not found"} {
+		if strings.Contains(m, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// unscheduled says why a pod has no node; "" when it has one.
+func unscheduled(p *pod) string {
+	for _, c := range p.status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return "pod " + p.Name + " finds no node: " + c.Message
+		}
+	}
+	return ""
+}
+
+// notItsFault says what else keeps a pod from being ready than the container named;
+// "" when nothing does.
+func notItsFault(p *pod, name string) string {
+	if p.condition(corev1.ContainersReady) {
+		if p.gates {
+			return "its readiness gates are not passed"
+		}
+		return "its node is not ready"
+	}
+	for _, s := range p.status.ContainerStatuses {
+		if s.Name != name && !s.Ready {
+			return "another container, " + s.Name + ", is not ready"
+		}
+	}
+	return ""
+}
+
+// see returns the object of a change and the pods of its namespace: from the
+// watches when they are known to be no older than what this process has seen of the
+// change, else from the API server. The object is nil when it has gone.
+func (c *Cluster) see(ctx context.Context, ch updater.Change, org origin) (*owner, []*pod, error) {
+	k, _ := kindNamed(org.Kind)
+	c.mu.Lock()
+	floor, known := c.seen[ch.ID]
+	c.mu.Unlock()
+	if w := c.kept(k.resource, org.Namespace); w != nil && known {
+		if o, ok, _ := w.store.GetByKey(org.Namespace + "/" + org.Name); ok {
+			if o := o.(*owner); o.UID == org.UID && o.Generation >= floor {
+				pods, err := c.pods(ctx, org.Namespace, false)
+				return o, pods, err
+			}
+		}
+	}
+	o, err := c.get(ctx, org.Namespace, org.Kind, org.Name)
+	if err != nil || o == nil {
+		return nil, nil, err
+	}
+	c.saw(ch, o.Generation)
+	pods, err := c.pods(ctx, org.Namespace, true)
+	return o, pods, err
+}
+
+// saw keeps what generation of a change's object this process has seen live.
+func (c *Cluster) saw(ch updater.Change, generation int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen[ch.ID] = max(c.seen[ch.ID], generation)
+}
+
+func (c *Cluster) forget(ch updater.Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.seen, ch.ID)
+}
+
+// Observe implements updater.Backend.
+func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side updater.Side) (updater.Observation, error) {
+	org, m, err := records(ch)
+	if err != nil {
+		return updater.Observation{}, err
+	}
+	at, err := c.parse(ch.Parts[part].Workload)
+	if err != nil {
+		return updater.Observation{}, err
+	}
+	o, all, err := c.see(ctx, ch, org)
+	switch {
+	case err != nil:
+		return updater.Observation{}, err
+	case o == nil || o.UID != org.UID:
+		return updater.Observation{Gone: true}, nil
+	}
+	ct, ok := o.container(at.container)
+	if !ok {
+		return updater.Observation{Gone: true}, nil
+	}
+	ob := updater.Observation{Running: true, Timeout: o.deadline}
+	if ob.Timeout == 0 {
+		ob.Timeout = ownTimeout
+	}
+	if side == updater.NewSide {
+		ours, err := c.ours(ch, m)
+		if err != nil {
+			return updater.Observation{}, err
+		}
+		for name, image := range o.images(org.Before) {
+			if image != ours[name] {
+				return updater.Observation{Fault: fmt.Sprintf("somebody else wrote another image, %s", image), Blame: updater.Unclear}, nil
+			}
+		}
+	}
+	if o.kind == "cronjob" {
+		return c.observeRun(ctx, o, ct, m, ob)
+	}
+	pods := podsOf(all, o)
+	images := map[string]string{}
+	for _, ct := range o.containers {
+		images[ct.name] = ct.image
+	}
+	b := blame(o, pods, images, ct.name)
+	ob.Pending, ob.Waits = o.rollout()
+	ob.Fault, ob.Blame, ob.Logs, ob.Started = b.fault, b.verdict, b.logs, b.restarted
+	ob.Progress = 1 + int(o.updated) + b.ready
+	if ob.Pending != "" && ob.Fault == "" && !speaksAgainst(o, pods, images, ct.name) {
+		ob.Fault, ob.Blame = "nothing is known that speaks against the image", updater.Unclear
+	}
+	return ob, nil
+}
+
+// podsOf are the pods of one object.
+func podsOf(all []*pod, o *owner) (pods []*pod) {
+	address := o.address()
+	for _, p := range all {
+		if p.owner == address {
+			pods = append(pods, p)
+		}
+	}
+	return pods
+}
+
+// speaksAgainst reports whether a pod has a container that ran and ended, or runs
+// and is not ready.
+func speaksAgainst(o *owner, pods []*pod, images map[string]string, name string) bool {
+	c, _ := o.container(name)
+	for _, p := range pods {
+		s := p.of(name)
+		if s == nil || p.gone() || !p.is(images) {
+			continue
+		}
+		if e := evidence(*s, c.init); e.exit != "" || e.certain != "" || s.State.Running != nil && !s.Ready && !c.init {
+			return true
+		}
+	}
+	return false
+}
+
+// observeRun looks at the first Job that a CronJob made after the change.
+func (c *Cluster) observeRun(ctx context.Context, o *owner, ct container, m mark, ob updater.Observation) (updater.Observation, error) {
+	objects, err := c.list(ctx, jobResource(), o.Namespace, "", &batchv1.JobList{})
+	if err != nil {
+		return updater.Observation{}, fmt.Errorf("cluster %s: listing jobs: %w", c.name, err)
+	}
+	var first *batchv1.Job
+	for _, object := range objects {
+		j := object.(*batchv1.Job)
+		ref := metav1.GetControllerOf(j)
+		if ref == nil || ref.UID != o.UID || j.CreationTimestamp.Time.Before(m.At.Truncate(time.Second)) || imageIn(j.Spec.Template.Spec, ct) != ct.image {
+			continue
+		}
+		if first == nil || j.CreationTimestamp.Time.Before(first.CreationTimestamp.Time) {
+			first = j
+		}
+	}
+	if first == nil {
+		ob.Waits = "the next run decides, and has not begun"
+		return ob, nil
+	}
+	ob.Started = first.CreationTimestamp.Time
+	for _, cond := range first.Status.Conditions {
+		if cond.Status != corev1.ConditionTrue {
+			continue
+		}
+		switch cond.Type {
+		case batchv1.JobComplete, batchv1.JobSuccessCriteriaMet:
+			return ob, nil
+		case batchv1.JobFailed, batchv1.JobFailureTarget:
+			return c.failedRun(ctx, o, ct, first, cond, ob)
+		}
+	}
+	ob.Waits = "its run " + first.Name + " is under way"
+	return ob, nil
+}
+
+// failedRun tells a run that failed by its image from one that failed by its
+// surroundings.
+func (c *Cluster) failedRun(ctx context.Context, o *owner, ct container, j *batchv1.Job, cond batchv1.JobCondition, ob updater.Observation) (updater.Observation, error) {
+	ob.Running, ob.Blame = false, updater.Unclear
+	ob.Fault = fmt.Sprintf("its run %s failed: %s", j.Name, cond.Message)
+	all, err := c.pods(ctx, o.Namespace, true)
+	if err != nil {
+		return updater.Observation{}, err
+	}
+	for _, p := range all {
+		s := p.of(ct.name)
+		if p.job != j.Name || s == nil || p.gone() {
+			continue
+		}
+		if e := evidence(*s, true); e.certain != "" || e.exit != "" {
+			ob.Blame, ob.Logs = updater.Bad, e.logs
+			ob.Fault += ": " + e.certain + e.exit
+			break
+		}
+	}
+	return ob, nil
+}
+
+func imageIn(spec corev1.PodSpec, c container) string {
+	list := spec.Containers
+	if c.field == inInitContainers {
+		list = spec.InitContainers
+	}
+	for _, other := range list {
+		if other.Name == c.name {
+			return other.Image
+		}
+	}
+	return ""
+}
+
+// records are what a change keeps of its own here.
+func records(ch updater.Change) (origin, mark, error) {
+	var o origin
+	if err := json.Unmarshal(ch.Origin, &o); err != nil {
+		return o, mark{}, fmt.Errorf("reading the origin of change %s: %w", ch.ID, err)
+	}
+	var m mark
+	if len(ch.Mark) > 0 {
+		if err := json.Unmarshal(ch.Mark, &m); err != nil {
+			return o, m, fmt.Errorf("reading the mark of change %s: %w", ch.ID, err)
+		}
+	}
+	return o, m, nil
+}

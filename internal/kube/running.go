@@ -1,0 +1,132 @@
+package kube
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+// imageID is what a kubelet says of the image that a container runs.
+type imageID struct {
+	// repo is the digest under which the image was pulled: that of an index or of a
+	// manifest. Empty when only the image's own id is known, which is config.
+	repo, config string
+}
+
+// parseImageID reads the forms that there are: containerd's and CRI-O's
+// "registry/name@sha256:...", dockershim's and cri-dockerd's the same behind
+// "docker-pullable://", and the bare id, with or without its algorithm, of an image
+// that was never pulled, or by runtimes that tell the image's id. ok is false for
+// anything else.
+func parseImageID(s string) (id imageID, ok bool) {
+	if _, rest, found := strings.Cut(s, "://"); found {
+		s = rest
+	}
+	name, d, pulled := strings.Cut(s, "@")
+	if !pulled {
+		d = name
+		if !strings.Contains(d, ":") {
+			d = "sha256:" + d
+		}
+	}
+	if digest.Digest(d).Validate() != nil {
+		return imageID{}, false
+	}
+	if pulled {
+		return imageID{repo: d}, true
+	}
+	return imageID{config: d}, true
+}
+
+// running says what runs in a container. A digest in the template is the truth;
+// else what the kubelets say of the pods that were made from it. mixed says that
+// pods which are ready run different images.
+func running(o *owner, c container, all []*pod) (r updater.Running, mixed string) {
+	r.Platform = updater.Platform{OS: "linux", Architecture: o.arch}
+	if o.arch == "" {
+		r.Platform = updater.Platform{}
+	}
+	if d := digestIn(c.image); d != "" {
+		r.Digests = []string{d}
+		return r, ""
+	}
+	var ready, others []imageID
+	for _, p := range all {
+		s := p.of(c.name)
+		if s == nil || p.gone() || p.images[c.name] != c.image {
+			continue
+		}
+		id, ok := parseImageID(s.ImageID)
+		if !ok {
+			continue
+		}
+		if p.readyNow() || c.init {
+			ready = append(ready, id)
+		} else {
+			others = append(others, id)
+		}
+	}
+	if len(ready) == 0 {
+		ready = others
+	}
+	ready = distinct(ready)
+	switch len(ready) {
+	case 0:
+		return r, ""
+	case 1:
+	default:
+		mixed = fmt.Sprintf("its pods run %d different images of %s: %s; restart it (kubectl rollout restart) to have them alike",
+			len(ready), c.image, strings.Join(show(ready), ", "))
+	}
+	for _, id := range ready {
+		if id.repo != "" {
+			r.Digests = append(r.Digests, id.repo)
+		} else {
+			r.Config = id.config
+		}
+	}
+	if len(r.Digests) == 1 {
+		r.Manifest = r.Digests[0] // which it may be, too
+	}
+	return r, mixed
+}
+
+func distinct(ids []imageID) (all []imageID) {
+	for _, id := range ids {
+		if !slices.Contains(all, id) {
+			all = append(all, id)
+		}
+	}
+	return all
+}
+
+func show(ids []imageID) (all []string) {
+	for _, id := range ids {
+		all = append(all, id.repo+id.config)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// digestIn is the digest that a reference names; "" when it names none.
+func digestIn(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ""
+	}
+	if d, ok := named.(reference.Digested); ok {
+		return d.Digest().String()
+	}
+	return ""
+}
+
+// undigested is a reference without its digest.
+func undigested(ref string) string {
+	bare, _, _ := strings.Cut(ref, "@")
+	return bare
+}
