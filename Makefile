@@ -36,6 +36,15 @@ test: build race compose ## Run all tests, with a real Docker Engine
 compose:
 	go run -C e2e ./cmd/compose version
 
+.PHONY: test-cluster
+test-cluster: build kubernetes ## Run the tests in a cluster: a real control plane, with played nodes
+	cd e2e/cluster && UPDATERD_BIN=$(CURDIR)/bin/updaterd go test -count=1 -timeout=20m ./...
+
+# Beforehand, as with compose.
+.PHONY: kubernetes
+kubernetes:
+	@./e2e/cluster.sh get >/dev/null
+
 # What each engine's run said is kept in bin/engines; the page is made of the last
 # whole run on each. To try one thing: make test-engines ENGINES=podman RUN=Probe
 ENGINES ?= 20.10 29 podman proxy
@@ -65,6 +74,7 @@ lint: ## Check the format, and what go vet and staticcheck find
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	cd e2e && go vet ./... && go run $(STATICCHECK) ./...
+	cd e2e/cluster && go vet ./... && go run $(STATICCHECK) ./...
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (20s)

@@ -8,6 +8,7 @@
 package stage
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -90,20 +91,16 @@ func With(run func() int) (code int) {
 	return run()
 }
 
-// moduleDir is where this module's go.mod is, above the working directory.
+// moduleDir is where this module's go.mod is, whichever module the tests are in.
 func moduleDir() (string, error) {
-	dir, err := os.Getwd()
+	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/updaterd/updaterd/e2e")
+	var problems bytes.Buffer
+	cmd.Stderr = &problems
+	b, err := cmd.Output()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("find the module of the tests: %w\n%s", err, problems.Bytes())
 	}
-	for ; ; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir, nil
-		}
-		if dir == filepath.Dir(dir) {
-			return "", errors.New("no go.mod above the working directory")
-		}
-	}
+	return strings.TrimSpace(string(b)), nil
 }
 
 func goBuild(out, pkg string, dir func() (string, error)) error {

@@ -8,13 +8,10 @@
 package main
 
 import (
-	"context"
-	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
+	"github.com/updaterd/updaterd/e2e/play"
 	"github.com/updaterd/updaterd/e2e/stage"
 )
 
@@ -24,32 +21,5 @@ const limit = 2 * time.Minute
 func main() { os.Exit(stage.With(run)) }
 
 func run() int {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	// All signals until the end are taken: there is always something to remove.
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	caught := make(chan syscall.Signal, 1)
-	go func() {
-		s := (<-signals).(syscall.Signal)
-		caught <- s
-		cancel()
-	}()
-
-	s := newScreen(os.Stdout)
-	p := &play{ctx: ctx, screen: s}
-	p.perform(func() { tell(p) })
-
-	select {
-	case signal := <-caught:
-		fmt.Fprintln(os.Stderr, "demo: broken off; what it had made is removed")
-		return 128 + int(signal)
-	default:
-	}
-	if why := p.Why(); why != "" {
-		fmt.Fprintf(os.Stderr, "\ndemo: this did not hold: %s\n\nWhat happened behind the scenes:\n%s", why, p.Details())
-		return 1
-	}
-	s.left()
-	return 0
+	return play.Perform(limit, tell, "removed again: the container, its volume and images, the registry, and updaterd with its files")
 }

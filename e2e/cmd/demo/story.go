@@ -20,6 +20,7 @@ import (
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/volume"
 
+	"github.com/updaterd/updaterd/e2e/play"
 	"github.com/updaterd/updaterd/e2e/stage"
 )
 
@@ -41,7 +42,7 @@ const (
 
 // story is what happens, with all that is on stage.
 type story struct {
-	*play
+	*play.Play
 	docker   *stage.Docker
 	registry *stage.Registry
 	updaterd *stage.Updaterd
@@ -53,8 +54,8 @@ type story struct {
 }
 
 // tell performs the story and fails p where something does not hold.
-func tell(p *play) {
-	s := &story{play: p}
+func tell(p *play.Play) {
+	s := &story{Play: p}
 	s.open()
 	s.runV1()
 	s.startUpdaterd()
@@ -73,14 +74,14 @@ func (s *story) open() {
 	// The engine may be one that others use: their containers are not even seen.
 	s.updaterd = stage.NewUpdaterd(s, s.docker.Scoped(), config)
 
-	s.screen.title("updaterd: an update that goes well, and one that does not")
-	engine, err := s.docker.ServerVersion(s.ctx)
+	s.Screen.Title("updaterd: an update that goes well, and one that does not")
+	engine, err := s.docker.ServerVersion(s.Context())
 	s.must(err, "ask the engine for its version")
 	version := s.updaterd.Run("version")
 	s.hold(version.Code == 0, "`updaterd version` exits with 0")
-	s.screen.fact("engine", "Docker %s, at %s", engine.Version, s.docker.Host)
-	s.screen.fact("registry", "%s, for this demo", s.registry.Host)
-	s.screen.fact("updaterd", "%s", strings.TrimSpace(strings.TrimPrefix(version.Stdout, "updaterd ")))
+	s.Screen.Fact("engine", "Docker %s, at %s", engine.Version, s.docker.Host)
+	s.Screen.Fact("registry", "%s, for this demo", s.registry.Host)
+	s.Screen.Fact("updaterd", "%s", strings.TrimSpace(strings.TrimPrefix(version.Stdout, "updaterd ")))
 }
 
 // image is a version of the app. Each has a HEALTHCHECK, asked often, so that
@@ -95,7 +96,7 @@ func (s *story) image(version string, b stage.Behaviour) stage.Image {
 }
 
 func (s *story) runV1() {
-	s.screen.act("A container runs v1")
+	s.Screen.Act("A container runs v1")
 	s.registry.Push(repository+":v1", s.image("v1", stage.Behaviour{}))
 	s.web, s.data, s.port = s.free("web"), s.free("web-data"), stage.FreePort(s)
 	s.docker.MakeVolume(s.data)
@@ -113,40 +114,40 @@ func (s *story) runV1() {
 		},
 	})
 	s.docker.WaitHealthy(s.web, patience)
-	s.screen.command(fmt.Sprintf("docker run -d --name %s --restart unless-stopped \\", s.web), fmt.Sprintf(`      -p 127.0.0.1:%d:8080 -v %s:/data -e GREETING=hello \
+	s.Screen.Command(fmt.Sprintf("docker run -d --name %s --restart unless-stopped \\", s.web), fmt.Sprintf(`      -p 127.0.0.1:%d:8080 -v %s:/data -e GREETING=hello \
       --label updaterd.enable=true %s
 `, s.port, s.data, ref))
 	s.curl("v1")
-	s.screen.say("")
-	s.screen.say("It is FROM scratch, has a HEALTHCHECK, and appends its version to /data/started in its volume at each start.")
+	s.Screen.Say("")
+	s.Screen.Say("It is FROM scratch, has a HEALTHCHECK, and appends its version to /data/started in its volume at each start.")
 }
 
 // missed ends the measuring when the service is back, and shows the gap.
 func (s *story) missed(client *stage.Gap) stage.GapReport {
 	stage.Eventually(s, patience, "an answer from "+s.url(), func() bool {
-		_, err := stage.Get(s.ctx, s.url())
+		_, err := stage.Get(s.Context(), s.url())
 		return err == nil
 	})
 	gap := client.Stop()
-	s.screen.event("client", "longest time without an answer, asking every 2 ms: %s", gap.Longest.Round(time.Millisecond))
+	s.Screen.Event("client", "longest time without an answer, asking every 2 ms: %s", gap.Longest.Round(time.Millisecond))
 	return gap
 }
 
 func (s *story) startUpdaterd() {
-	s.screen.act("updaterd watches it")
-	s.screen.command("cat updaterd.yaml", config)
-	s.screen.say("")
-	s.screen.command("updaterd run --config updaterd.yaml", "")
+	s.Screen.Act("updaterd watches it")
+	s.Screen.Command("cat updaterd.yaml", config)
+	s.Screen.Say("")
+	s.Screen.Command("updaterd run --config updaterd.yaml", "")
 	s.daemon = s.updaterd.Start("run")
 	s.passes(2)
 	s.hold(s.serves() == "v1" && len(s.docker.Names()) == 1, "with nothing new, updaterd changes nothing")
 }
 
 func (s *story) publishV2() {
-	s.screen.act("v2 is published: it is healthy, so it stays")
-	s.screen.say("preparing pulls the image and creates the new container; applying stops the old one and starts the new one; judging watches its health; only committing removes the old one.")
-	s.screen.say("")
-	s.screen.clock()
+	s.Screen.Act("v2 is published: it is healthy, so it stays")
+	s.Screen.Say("preparing pulls the image and creates the new container; applying stops the old one and starts the new one; judging watches its health; only committing removes the old one.")
+	s.Screen.Say("")
+	s.Screen.Clock()
 	before := s.docker.Inspect(s.web)
 	client := stage.MeasureGap(s, s.url())
 	stop := s.watch()
@@ -156,9 +157,9 @@ func (s *story) publishV2() {
 	})
 	stop()
 	gap := s.missed(client)
-	s.screen.say("")
+	s.Screen.Say("")
 	s.curl("v2")
-	s.screen.say("")
+	s.Screen.Say("")
 
 	s.hold(slices.Equal(gap.Bodies, []string{"v1", "v2"}), "clients got v1 and then v2, nothing else; they got %q", gap.Bodies)
 	s.hold(slices.Contains(s.docker.Image(after.Image).RepoDigests, s.registry.Ref(repository+"@"+digest)), "what runs is the digest that was published")
@@ -168,10 +169,10 @@ func (s *story) publishV2() {
 		// up, and the kernel repeats it after a second. It is so with any tool.
 		why = "; asked too early, the kernel looks for a new container again after 1 s"
 	}
-	s.screen.held("v2 serves; updaterd took %s from stopping v1 to having started v2, and a client got no answer for %s%s",
+	s.Screen.Held("v2 serves; updaterd took %s from stopping v1 to having started v2, and a client got no answer for %s%s",
 		took.Round(time.Millisecond), gap.Longest.Round(time.Millisecond), why)
 	s.kept(before, after)
-	s.screen.held("started so far, as the file in its volume says: %s", s.started("v1", "v2"))
+	s.Screen.Held("started so far, as the file in its volume says: %s", s.started("v1", "v2"))
 }
 
 // swapTook is the gap that updaterd itself measured, the last time.
@@ -201,12 +202,12 @@ func (s *story) kept(before, after container.InspectResponse) {
 	s.hold(after.HostConfig.RestartPolicy.Name == container.RestartPolicyUnlessStopped, "the restart policy is kept: %q", after.HostConfig.RestartPolicy.Name)
 	s.hold(equal(before.HostConfig, after.HostConfig), "the host configuration is kept\nbefore: %s\nafter: %s", asJSON(before.HostConfig), asJSON(after.HostConfig))
 	s.hold(equal(before.Mounts, after.Mounts), "the volume is kept\nbefore: %s\nafter: %s", asJSON(before.Mounts), asJSON(after.Mounts))
-	s.screen.held("kept: its name, port %d, volume, environment and restart policy", s.port)
+	s.Screen.Held("kept: its name, port %d, volume, environment and restart policy", s.port)
 }
 
 // publishV3 returns the digest that is bad.
 func (s *story) publishV3() string {
-	s.screen.act("v3 is published: it starts, and then fails its health check")
+	s.Screen.Act("v3 is published: it starts, and then fails its health check")
 	before := s.docker.Inspect(s.web)
 	client := stage.MeasureGap(s, s.url())
 	stop := s.watch()
@@ -216,20 +217,20 @@ func (s *story) publishV3() string {
 	})
 	stop()
 	gap := s.missed(client)
-	s.screen.say("")
+	s.Screen.Say("")
 	s.curl("v2")
-	s.screen.say("")
+	s.Screen.Say("")
 
 	s.hold(slices.Equal(gap.Bodies, []string{"v2", "v3"}), "clients got v2, v3, and v2 again; they got %q", gap.Bodies)
 	s.hold(equal(before.HostConfig, after.HostConfig) && equal(before.Config, after.Config) && before.Name == after.Name,
 		"the container is exactly as it was\nbefore: %s\nafter: %s", asJSON(before), asJSON(after))
-	s.screen.held("v2 serves again, in the very container it had before: %.12s", after.ID)
-	s.screen.held("started so far, as the file in its volume says: %s", s.started("v1", "v2", "v3", "v2"))
+	s.Screen.Held("v2 serves again, in the very container it had before: %.12s", after.ID)
+	s.Screen.Held("started so far, as the file in its volume says: %s", s.started("v1", "v2", "v3", "v2"))
 	return digest
 }
 
 func (s *story) leaveAlone(digest string) {
-	s.screen.act("Later passes leave v3 alone")
+	s.Screen.Act("Later passes leave v3 alone")
 	before := s.docker.Inspect(s.web)
 	s.passes(2)
 	after := s.docker.Inspect(s.web)
@@ -238,22 +239,22 @@ func (s *story) leaveAlone(digest string) {
 	s.started("v1", "v2", "v3", "v2")
 	row := s.check()
 	s.hold(row.Decision == "none" && row.Reason == "rejected" && row.Candidate != nil && row.Candidate.Digest == digest, "the digest of v3 is rejected: %+v", row)
-	s.screen.held("v3 is rejected: %s", short(digest))
-	s.screen.held("two passes later v3 has not been started again; a v4 would be, or another v3")
+	s.Screen.Held("v3 is rejected: %s", play.Short(digest))
+	s.Screen.Held("two passes later v3 has not been started again; a v4 would be, or another v3")
 	check := s.updaterd.Run("check")
 	s.hold(check.Code == 0, "`updaterd check` exits with 0")
-	s.screen.say("")
-	s.screen.table("updaterd check", check.Stdout)
+	s.Screen.Say("")
+	s.Screen.Table("updaterd check", check.Stdout)
 }
 
 func (s *story) history() {
-	s.screen.act("What happened")
+	s.Screen.Act("What happened")
 	events := s.events()
 	s.hold(len(events) == 2 && events[0].Event == "restored" && events[0].Verdict == "bad" &&
 		events[1].Event == "updated" && events[1].Verdict == "good" && events[1].Gap > 0,
 		"the history has one update and one restore: %+v", events)
-	s.screen.table("updaterd history", s.updaterd.Run("history").Stdout)
-	s.screen.say("")
+	s.Screen.Table("updaterd history", s.updaterd.Run("history").Stdout)
+	s.Screen.Say("")
 }
 
 // close ends updaterd as an operator does. The cleanups do the rest.
@@ -261,7 +262,7 @@ func (s *story) close() {
 	code := s.daemon.Stop(10 * time.Second)
 	s.hold(code == 0, "updaterd ends with 0 on SIGTERM, not %d", code)
 	s.hold(s.serves() == "v2", "the container goes on without updaterd")
-	s.screen.held("updaterd has ended on SIGTERM, and the container went on")
+	s.Screen.Held("updaterd has ended on SIGTERM, and the container went on")
 }
 
 // nothingIsLeft looks for what the cleanups should have removed.
@@ -307,8 +308,8 @@ func (s *story) hold(ok bool, sentence string, args ...any) {
 
 // free is the name, or one like it where that is taken.
 func (s *story) free(name string) string {
-	_, err := s.docker.ContainerInspect(s.ctx, name)
-	if _, err2 := s.docker.VolumeInspect(s.ctx, name); errdefs.IsNotFound(err) && errdefs.IsNotFound(err2) {
+	_, err := s.docker.ContainerInspect(s.Context(), name)
+	if _, err2 := s.docker.VolumeInspect(s.Context(), name); errdefs.IsNotFound(err) && errdefs.IsNotFound(err2) {
 		return name
 	}
 	return s.docker.Name(name)
@@ -318,7 +319,7 @@ func (s *story) url() string { return fmt.Sprintf("http://127.0.0.1:%d/", s.port
 
 // serves is what a client gets.
 func (s *story) serves() string {
-	body, err := stage.Get(s.ctx, s.url())
+	body, err := stage.Get(s.Context(), s.url())
 	if err != nil {
 		return err.Error()
 	}
@@ -329,19 +330,19 @@ func (s *story) serves() string {
 func (s *story) curl(want string) {
 	got := s.serves()
 	s.hold(got == want, "%s answers %s, not %s", s.url(), want, got)
-	s.screen.command("curl "+s.url(), got+"\n")
+	s.Screen.Command("curl "+s.url(), got+"\n")
 }
 
 // publish pushes a version and returns its digest.
 func (s *story) publish(version string, b stage.Behaviour) string {
 	digest := s.registry.Push(repository+":"+version, s.image(version, b))
-	s.screen.event("registry", "has %s, %s", s.registry.Ref(repository+":"+version), short(digest))
+	s.Screen.Event("registry", "has %s, %s", s.registry.Ref(repository+":"+version), play.Short(digest))
 	return digest
 }
 
 // watch shows each time that a client gets another answer, until stop.
 func (s *story) watch() (stop func()) {
-	ctx, cancel := context.WithCancel(s.ctx)
+	ctx, cancel := context.WithCancel(s.Context())
 	last, done := s.serves(), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -355,7 +356,7 @@ func (s *story) watch() (stop func()) {
 			}
 			body, err := stage.Get(ctx, s.url())
 			if err == nil && body != last {
-				s.screen.event("client", "gets %s now, no longer %s", body, last)
+				s.Screen.Event("client", "gets %s now, no longer %s", body, last)
 				last = body
 			}
 		}
@@ -392,7 +393,7 @@ func (s *story) settled(what string, ok func(container.InspectResponse) bool) co
 // started proves which versions have been started so far, in which order, as
 // the volume that all of them share has it, and returns them.
 func (s *story) started(want ...string) string {
-	r, _, err := s.docker.CopyFromContainer(s.ctx, s.web, "/data/started")
+	r, _, err := s.docker.CopyFromContainer(s.Context(), s.web, "/data/started")
 	s.must(err, "read /data/started")
 	defer r.Close()
 	archive := tar.NewReader(r)

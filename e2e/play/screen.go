@@ -1,4 +1,4 @@
-package main
+package play
 
 import (
 	"fmt"
@@ -16,8 +16,8 @@ import (
 // Lines are made for a terminal of 80 columns; a wider one is used up to 100.
 const minWidth, maxWidth = 80, 100
 
-// screen prints the story. Its methods may be called from several goroutines.
-type screen struct {
+// Screen prints the story. Its methods may be called from several goroutines.
+type Screen struct {
 	out   *os.File
 	width int
 	color bool
@@ -27,8 +27,8 @@ type screen struct {
 	acts  int
 }
 
-func newScreen(out *os.File) *screen {
-	s := &screen{out: out, width: minWidth, since: time.Now()}
+func newScreen(out *os.File) *Screen {
+	s := &Screen{out: out, width: minWidth, since: time.Now()}
 	if size, err := unix.IoctlGetWinsize(int(out.Fd()), unix.TIOCGWINSZ); err == nil {
 		s.color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 		s.width = min(max(int(size.Col), minWidth), maxWidth)
@@ -44,26 +44,26 @@ const (
 	cyan  = "36"
 )
 
-func (s *screen) style(code, text string) string {
+func (s *Screen) style(code, text string) string {
 	if !s.color || text == "" {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
 }
 
-func (s *screen) print(format string, args ...any) {
+func (s *Screen) print(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fmt.Fprintf(s.out, format, args...)
 }
 
-// title is printed once.
-func (s *screen) title(text string) {
+// Title is printed once.
+func (s *Screen) Title(text string) {
 	s.print("\n%s\n%s\n\n", s.style(bold, text), strings.Repeat("=", utf8.RuneCountInString(text)))
 }
 
-// act begins a part of the story; the clock of its events begins at zero.
-func (s *screen) act(text string) {
+// Act begins a part of the story; the clock of its events begins at zero.
+func (s *Screen) Act(text string) {
 	s.mu.Lock()
 	s.acts++
 	s.since = time.Now()
@@ -72,20 +72,20 @@ func (s *screen) act(text string) {
 	s.print("\n%s\n%s\n\n", s.style(bold, text), strings.Repeat("-", utf8.RuneCountInString(text)))
 }
 
-// clock sets the time of the events back to zero.
-func (s *screen) clock() {
+// Clock sets the time of the events back to zero.
+func (s *Screen) Clock() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.since = time.Now()
 }
 
-// say is a paragraph.
-func (s *screen) say(format string, args ...any) {
+// Say is a paragraph.
+func (s *Screen) Say(format string, args ...any) {
 	s.print("%s\n", strings.Join(wrap(fmt.Sprintf(format, args...), s.width), "\n"))
 }
 
-// fact is a row of a list: what, and how it is.
-func (s *screen) fact(what, format string, args ...any) {
+// Fact is a row of a list: what, and how it is.
+func (s *Screen) Fact(what, format string, args ...any) {
 	const column = 14
 	lines := wrap(fmt.Sprintf(format, args...), s.width-column-2)
 	for i, line := range lines {
@@ -96,23 +96,23 @@ func (s *screen) fact(what, format string, args ...any) {
 	}
 }
 
-// command is a line as a person would type it, with what it prints below.
-func (s *screen) command(line, output string) {
+// Command is a line as a person would type it, with what it prints below.
+func (s *Screen) Command(line, output string) {
 	s.print("%s %s\n", s.style(dim, "$"), s.style(cyan, line))
 	s.print("%s", output)
 }
 
-// table is a command that prints a table.
-func (s *screen) table(line, output string) {
+// Table is a command that prints a table.
+func (s *Screen) Table(line, output string) {
 	output, folded := fit(output, s.width)
 	if folded {
 		line += "   # shown here with each column on a line"
 	}
-	s.command(line, output)
+	s.Command(line, output)
 }
 
-// event is a line of what happens in an act, with the time since it began.
-func (s *screen) event(who, format string, args ...any) {
+// Event is a line of what happens in an act, with the time since it began.
+func (s *Screen) Event(who, format string, args ...any) {
 	const column = 20
 	s.mu.Lock()
 	at := fmt.Sprintf("%6.1f s", time.Since(s.since).Seconds())
@@ -126,8 +126,8 @@ func (s *screen) event(who, format string, args ...any) {
 	}
 }
 
-// held is a sentence that was proven.
-func (s *screen) held(format string, args ...any) {
+// Held is a sentence that was proven.
+func (s *Screen) Held(format string, args ...any) {
 	for i, line := range wrap(fmt.Sprintf(format, args...), s.width-5) {
 		mark := "ok"
 		if i > 0 {
@@ -138,10 +138,10 @@ func (s *screen) held(format string, args ...any) {
 }
 
 // updaterd shows a line of updaterd's log, without what is the same in all.
-func (s *screen) updaterd(line string) {
+func (s *Screen) updaterd(line string) {
 	said := parseLog(line)
 	if said["msg"] == "" {
-		s.event("updaterd", "%s", line)
+		s.Event("updaterd", "%s", line)
 		return
 	}
 	s.mu.Lock()
@@ -155,7 +155,7 @@ func (s *screen) updaterd(line string) {
 		text = level + " " + text
 	}
 	for _, key := range []string{"schedule", "watch", "phase", "verdict", "reason", "detail", "gap", "err"} {
-		value := short(said[key])
+		value := Short(said[key])
 		if key == "gap" {
 			if d, err := time.ParseDuration(value); err != nil || d == 0 {
 				continue
@@ -171,13 +171,7 @@ func (s *screen) updaterd(line string) {
 		}
 		text += " " + key + "=" + value
 	}
-	s.event("updaterd", "%s", text)
-}
-
-// left is the last line.
-func (s *screen) left() {
-	s.held("removed again: the container, its volume and images, the registry, and updaterd with its files")
-	s.print("\n")
+	s.Event("updaterd", "%s", text)
 }
 
 // parseLog takes a line of slog's text format apart.
@@ -200,8 +194,8 @@ func parseLog(line string) map[string]string {
 
 var digests = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 
-// short cuts digests to what people compare.
-func short(text string) string {
+// Short cuts digests to what people compare.
+func Short(text string) string {
 	return digests.ReplaceAllStringFunc(text, func(d string) string { return d[:len("sha256:")+12] })
 }
 
@@ -228,7 +222,7 @@ var columns = regexp.MustCompile(` {2,}`)
 // fit returns a table as it is when it is no wider than width, and else each
 // row of it as a list of its columns: folded.
 func fit(table string, width int) (text string, folded bool) {
-	table = short(table)
+	table = Short(table)
 	lines := strings.Split(strings.TrimRight(table, "\n"), "\n")
 	fits := true
 	for _, line := range lines {
