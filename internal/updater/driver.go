@@ -132,6 +132,9 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 		}
 		switch r.verdict {
 		case "":
+			if r.why != "" {
+				c.Why = r.said(c)
+			}
 			return c, false
 		case Good:
 		default:
@@ -368,7 +371,7 @@ func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed 
 		}
 		if waits {
 			if d.once {
-				return ruling{} // there is no telling how long
+				return r // there is no telling how long
 			}
 			if d.yield != nil {
 				d.yield()
@@ -402,8 +405,8 @@ func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) 
 			if o.Waits != "" {
 				waiting++
 			}
-			if all.verdict == Good {
-				all = ruling{}
+			if all.verdict == Good || all.verdict == "" {
+				all = ruling{why: o.Waits, part: p.Workload}
 			}
 		default:
 			if all.verdict == "" || all.verdict == Good || v == Bad && all.verdict != Bad {

@@ -962,7 +962,7 @@ func (p *pass) report(r *Row, c Change, stopped bool) {
 		if c.Reason != "" {
 			r.Reason, r.Decision = c.Reason, "none"
 		}
-	case !c.Phase.Final() && stopped:
+	case !c.Phase.Final() && (stopped || c.Phase == Judging && c.Why != ""):
 		r.Outcome = OutcomeOpen
 	default:
 		r.Outcome = OutcomeFailed
