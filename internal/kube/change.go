@@ -49,10 +49,6 @@ func (c *Cluster) Plan(ctx context.Context, ch *updater.Change, _ func(string) (
 		Namespace: o.Namespace, Kind: o.kind, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
 		Fields: map[string]string{}, Before: map[string]string{}, OrderedReady: o.kind == "statefulset" && o.orderedReady,
 	}
-	pods, err := c.pods(ctx, o.Namespace, false)
-	if err != nil {
-		return err
-	}
 	for i := range ch.Parts {
 		p := &ch.Parts[i]
 		at, err := c.parse(p.Workload)
@@ -70,7 +66,8 @@ func (c *Cluster) Plan(ctx context.Context, ch *updater.Change, _ func(string) (
 			return err
 		}
 		org.Fields[ct.name], org.Before[ct.name] = ct.field, ct.image
-		p.Healthy, p.Idle = c.healthy(o, ct, podsOf(pods, o)), false
+		pending, waits := o.rollout()
+		p.Healthy, p.Idle, p.StopTimeout = pending == "" && waits == "", false, o.grace
 		if o.kind == "cronjob" {
 			p.Healthy, p.Idle = true, p.Settings.CronJobGate != updater.GateNextRun
 			if !p.Idle {
@@ -134,12 +131,6 @@ func honoured(p updater.Part, o *owner, ct container) error {
 		return &updater.Refusal{Reason: updater.Unsupported, Detail: "its update strategy is OnDelete; choose RollingUpdate to have it updated"}
 	}
 	return nil
-}
-
-// healthy reports whether a container was well before.
-func (c *Cluster) healthy(o *owner, ct container, pods []*pod) bool {
-	pending, waits := o.rollout()
-	return pending == "" && waits == "" && blame(o, pods, map[string]string{ct.name: ct.image}, ct.name).verdict != updater.Bad
 }
 
 // mustBeAllowed refuses what needs a right that updaterd does not have.

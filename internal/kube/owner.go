@@ -78,6 +78,7 @@ type owner struct {
 	orderedReady bool // a StatefulSet makes its pods one after the other
 	partition    int32
 	deadline     time.Duration // without progress; 0: it has none
+	grace        time.Duration // that its pods are given to stop
 
 	desired, total, updated, ready, available int32
 	observed                                  int64
@@ -145,7 +146,11 @@ func read(object any) (*owner, error) {
 	for _, c := range template.Spec.InitContainers {
 		add(inInitContainers, c)
 	}
+	if s := template.Spec.TerminationGracePeriodSeconds; s != nil {
+		o.grace = time.Duration(*s) * time.Second
+	}
 	o.ManagedFields = nil
+	delete(o.Annotations, corev1.LastAppliedConfigAnnotation) // the whole object once more
 	return o, nil
 }
 
@@ -203,11 +208,8 @@ func readPod(object any) (*pod, error) {
 			gates:  len(p.Spec.ReadinessGates) > 0,
 			status: corev1.PodStatus{
 				Phase: p.Status.Phase, Reason: p.Status.Reason, Message: p.Status.Message, Conditions: p.Status.Conditions,
-				ContainerStatuses: p.Status.ContainerStatuses, InitContainerStatuses: p.Status.InitContainerStatuses, PodIPs: p.Status.PodIPs,
+				ContainerStatuses: trim(p.Status.ContainerStatuses), InitContainerStatuses: trim(p.Status.InitContainerStatuses), PodIPs: p.Status.PodIPs,
 			},
-		}
-		if r.ResourceVersion == "" {
-			r.ResourceVersion = "0"
 		}
 		for _, c := range p.Spec.InitContainers {
 			r.images[c.Name] = c.Image
@@ -221,6 +223,17 @@ func readPod(object any) (*pod, error) {
 		return r, nil
 	}
 	return nil, fmt.Errorf("%T is no pod", object)
+}
+
+// trim keeps of statuses what is gone by.
+func trim(all []corev1.ContainerStatus) []corev1.ContainerStatus {
+	var kept []corev1.ContainerStatus
+	for _, s := range all {
+		kept = append(kept, corev1.ContainerStatus{
+			Name: s.Name, State: s.State, LastTerminationState: s.LastTerminationState, Ready: s.Ready, RestartCount: s.RestartCount, ImageID: s.ImageID,
+		})
+	}
+	return kept
 }
 
 // ownerOf is the address of the object whose template a pod was made from. What

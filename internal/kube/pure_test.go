@@ -157,11 +157,32 @@ func TestBlame(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := &owner{containers: []container{{name: "app", image: image}}, failure: tt.failure}
-			b := blame(o, tt.pods, map[string]string{"app": image}, "app")
+			b := blame(o, tt.pods, map[string]string{"app": image}, "app", time.Time{})
 			require.Equal(t, tt.want, b.verdict, b.fault)
 			require.Contains(t, b.fault, tt.says)
 		})
 	}
+}
+
+func TestWhatWasOverBeforeIsHistory(t *testing.T) {
+	then := time.Now()
+	end := func(at time.Time, restarts int32, s corev1.ContainerState) *pod {
+		return podWith("a", "web:1", corev1.ContainerStatus{Ready: true, RestartCount: restarts, State: s, LastTerminationState: corev1.ContainerState{
+			Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, FinishedAt: metav1.NewTime(at)}}})
+	}
+	runs := corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+	loops := corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}
+	o := &owner{containers: []container{{name: "app", image: "web:1"}}}
+	judge := func(pods ...*pod) updater.Verdict {
+		return blame(o, pods, map[string]string{"app": "web:1"}, "app", then).verdict
+	}
+	before, after := then.Add(-time.Hour), then.Add(time.Second)
+	require.Empty(t, judge(end(before, 40, runs), end(before, 40, runs)), "pods that stayed, with a past")
+	require.Empty(t, judge(end(after, 41, runs)), "one that ended once since")
+	require.Equal(t, updater.Bad, judge(end(after, 41, runs), end(after, 3, loops)), "two that ended since")
+	fresh := end(after, 2, runs)
+	fresh.CreationTimestamp = metav1.NewTime(after)
+	require.Equal(t, updater.Bad, judge(fresh), "a new one that restarted twice")
 }
 
 func TestInitContainersEndAndSidecarsDoNot(t *testing.T) {

@@ -86,8 +86,9 @@ type blamed struct {
 // named. One pod is enough where what it says is certain: the container cannot be
 // started, was killed for want of memory, or restarted more than once. An exit that
 // came once may be anything, so it takes two pods. Everything else is the
-// surroundings' doing, and only counts when time runs out.
-func blame(o *owner, pods []*pod, images map[string]string, name string) blamed {
+// surroundings' doing, and only counts when time runs out. What ended before since
+// and runs again is history: pods that stay through a rollout have had their own.
+func blame(o *owner, pods []*pod, images map[string]string, name string, since time.Time) blamed {
 	var b blamed
 	exits, unready, around := 0, 0, ""
 	last := ""
@@ -112,7 +113,7 @@ func blame(o *owner, pods []*pod, images map[string]string, name string) blamed 
 			}
 			continue
 		}
-		e := evidence(*s, c.init)
+		e := evidence(p.since(*s, since), c.init)
 		if e.logs != "" {
 			b.logs = e.logs
 		}
@@ -147,6 +148,18 @@ func blame(o *owner, pods []*pod, images map[string]string, name string) blamed 
 		b.fault, b.verdict = around, updater.Unclear
 	}
 	return b
+}
+
+// since is a container's status without what was over by then.
+func (p *pod) since(s corev1.ContainerStatus, then time.Time) corev1.ContainerStatus {
+	if !p.CreationTimestamp.Time.Before(then) {
+		return s
+	}
+	if last := s.LastTerminationState.Terminated; last != nil && last.FinishedAt.Time.Before(then) && s.State.Running != nil {
+		s.LastTerminationState, s.RestartCount = corev1.ContainerState{}, 0
+	}
+	s.RestartCount = min(s.RestartCount, 1) // how many of them came after it is not known
+	return s
 }
 
 // sign is what the status of one container speaks of.
@@ -364,7 +377,11 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 	for _, ct := range o.containers {
 		images[ct.name] = ct.image
 	}
-	b := blame(o, pods, images, ct.name)
+	var since time.Time // all pods of a new image are new
+	if side == updater.OldSide {
+		since = ch.Since
+	}
+	b := blame(o, pods, images, ct.name, since)
 	ob.Pending, ob.Waits = o.rollout()
 	ob.Fault, ob.Blame, ob.Logs, ob.Started = b.fault, b.verdict, b.logs, b.restarted
 	ob.Progress = 1 + int(o.updated) + b.ready
