@@ -186,13 +186,27 @@ func (m *Record) learn(to Image, v Verdict, why string, now time.Time) {
 	}
 	switch v {
 	case Good:
-		m.Committed, m.Retry, m.Wrote = to, nil, ""
+		m.Committed, m.Retry = to, nil
+		m.wrote(to.Ref)
 		m.Seen, m.Approved = nil, nil
 	case Bad:
 		m.reject(Rejection{Image: to, Reason: Rejected, Why: why, At: now})
 	case Unclear:
 		m.postpone(to.Digest, why, now)
 	}
+}
+
+// wroteKept is how many references are known as updaterd's own: as many as a cluster
+// keeps revisions to go back to (revisionHistoryLimit), and some.
+const wroteKept = 20
+
+// wrote remembers a reference as updaterd's own.
+func (m *Record) wrote(ref string) {
+	if !strings.Contains(ref, "@") || slices.Contains(m.Wrote, ref) {
+		return
+	}
+	m.Wrote = append(slices.Clone(m.Wrote), ref)
+	m.Wrote = m.Wrote[max(0, len(m.Wrote)-wroteKept):]
 }
 
 func (m *Record) reject(r Rejection) {

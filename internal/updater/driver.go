@@ -293,7 +293,7 @@ func (d *driver) settle(ctx context.Context, c Change) error {
 		edits[p.Workload] = func(m *Record) {
 			m.learn(p.To, v, c.Why, c.Ended)
 			if p.Back != "" {
-				m.Wrote = p.Back
+				m.wrote(p.Back)
 			}
 			if c.suspects(p) {
 				m.Apart = p.To.Digest

@@ -63,9 +63,9 @@ type Record struct {
 	Rejected []Rejection `json:"rejected,omitempty"`
 	// Committed is what updaterd itself last put there.
 	Committed Image `json:"committed,omitzero"`
-	// Wrote is the reference that updaterd wrote when it last went back, where that
-	// was not the one of before. Its digest is no pin of a person's.
-	Wrote string `json:"wrote,omitempty"`
+	// Wrote are the references with a digest that updaterd wrote, oldest first: a
+	// person who goes back to one of them pins nothing.
+	Wrote []string `json:"wrote,omitempty"`
 	// Apart is a digest that failed together with others, and is tried alone.
 	Apart string `json:"apart,omitempty"`
 	// Hold is a person's word that the workload stays as it is.

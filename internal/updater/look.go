@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,7 +40,7 @@ func look(ctx context.Context, r Registry, w Workload, s Settings, m Record, now
 	if err != nil {
 		return refuse(Unsupported, "the reference %q cannot be understood: %v", w.Image, err)
 	}
-	if ref.digest != "" && s.Pin != PinFollow && w.Image != m.Committed.Ref && w.Image != m.Wrote {
+	if ref.digest != "" && s.Pin != PinFollow && w.Image != m.Committed.Ref && !slices.Contains(m.Wrote, w.Image) {
 		return refuse(Pinned, "the reference names a digest; set pin to follow, or drop the digest, to let it move")
 	}
 	if ref.digest != "" && ref.tag == "" {

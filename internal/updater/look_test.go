@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -220,4 +221,43 @@ func TestShortTagListIsBelievedAfterADay(t *testing.T) {
 	require.Equal(t, Update, pass(time.Hour))
 	r.tags["web"] = tags(10)
 	require.Equal(t, TagListIncomplete, pass(23*time.Hour))
+}
+
+// TestAPersonsRollBackInAClusterSticks: kubectl rollout undo goes back to what updaterd
+// itself wrote before, kubectl apply to what the manifest says.
+func TestAPersonsRollBackInAClusterSticks(t *testing.T) {
+	r := &registry{digests: map[string]string{"web:1": digestB}, tags: map[string][]string{"web": {"1.4", "1.5"}},
+		images: map[string]Image{digestB: {Manifest: "sha256:mb"}}}
+	r.digests["web:1.5"] = digestB
+	for name, tt := range map[string]struct {
+		policy    string
+		committed Image
+		image     string
+		runs      Running
+		want      Reason
+	}{
+		"undone to an image that updaterd wrote": {policy: "digest", committed: Image{Ref: "web:1@" + digestB, Digest: digestB},
+			image: "web:1@" + digestA, runs: Running{Digests: []string{digestA}}, want: RolledBack},
+		"undone to one that a person pinned": {policy: "digest", committed: Image{Ref: "web:1@" + digestB, Digest: digestB},
+			image: "web:1@sha256:" + strings.Repeat("c", 64), runs: Running{Digests: []string{"sha256:" + strings.Repeat("c", 64)}}, want: Pinned},
+		"the old manifest applied again": {policy: "minor", committed: Image{Ref: "web:1.5@" + digestB, Digest: digestB},
+			image: "web:1.4", runs: Running{Digests: []string{digestA}}, want: RolledBack},
+		"the old manifest applied again, and nothing runs": {policy: "minor", committed: Image{Ref: "web:1.5@" + digestB, Digest: digestB},
+			image: "web:1.4", want: RolledBack},
+		"the manifest's tag, which runs the same": {policy: "digest", committed: Image{Ref: "web:1@" + digestB, Digest: digestB},
+			image: "web:1", runs: Running{Digests: []string{digestB}}, want: UpToDate},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := Workload{ID: "prod/shop/deployment/web/app", Namespace: "shop", Image: tt.image, Runs: tt.runs, Write: WriteDigest}
+			s := Settings{Mode: ModeUpdate, Policy: policy.Spec{Policy: tt.policy}, Pin: PinRespect}
+			m := Record{Committed: tt.committed, Wrote: []string{"web:1@" + digestA, tt.committed.Ref}}
+			for range 2 { // it sticks
+				f := look(t.Context(), r, w, s, m, after(0))
+				if edit := notice(w, f, m, after(0)); edit != nil {
+					edit(&m)
+				}
+				require.Equal(t, tt.want, decide(w, s, f, m, after(0)).Reason)
+			}
+		})
+	}
 }

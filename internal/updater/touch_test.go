@@ -150,6 +150,6 @@ func TestWhatGoingBackWroteIsNoPin(t *testing.T) {
 	inTemplate(t, backendtest.Exits, "", func(w *world, place *template, u *updater.Updater) {
 		place.pins = map[string]string{"local/a": "a:1@" + oldDigest}
 		require.Equal(t, updater.OutcomeRestored, pass(t, u)["local/a"].Outcome)
-		require.Equal(t, "a:1@"+oldDigest, w.record("local/a").Wrote)
+		require.Equal(t, []string{"a:1@" + oldDigest}, w.record("local/a").Wrote)
 	})
 }
