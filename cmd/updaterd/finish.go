@@ -26,7 +26,9 @@ func (p program) finishCommand(s *shared) *cobra.Command {
 			}
 			defer w.close()
 			log.Info("helper starts", "change", args[0], "version", p.version, "config", cfg.File, "state", cfg.State)
-			if err := w.updater.Finish(c.Context(), args[0]); err != nil {
+			err = w.updater.Finish(c.Context(), args[0])
+			w.flush(c.Context())
+			if err != nil {
 				return err
 			}
 			if c.Context().Err() != nil {

@@ -26,6 +26,7 @@ a daemon.`,
 			}
 			defer w.close()
 			lifted, err := w.updater.Forget(c.Context(), args[0])
+			w.flush(c.Context())
 			if err != nil {
 				return err
 			}

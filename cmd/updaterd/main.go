@@ -7,6 +7,7 @@
 //	updaterd explain IMAGE    every tag, and why it was taken or dropped
 //	updaterd forget WORKLOAD  lift the rejection of an image
 //	updaterd history          what happened
+//	updaterd notify test      tell everybody that it is a test
 //	updaterd config check     what is wrong with the configuration
 //	updaterd config show      the effective values, and where they come from
 //	updaterd version

@@ -99,7 +99,7 @@ interrupted; 2 the call or the configuration is wrong.`,
 		"configuration `FILE` (default $UPDATERD_CONFIG, else "+config.DefaultFile+" if it exists)")
 	root.AddCommand(
 		p.runCommand(&s), p.checkCommand(&s), p.explainCommand(&s), p.forgetCommand(&s),
-		p.historyCommand(&s), p.configCommand(&s), p.versionCommand(), p.finishCommand(&s),
+		p.historyCommand(&s), p.notifyCommand(&s), p.configCommand(&s), p.versionCommand(), p.finishCommand(&s),
 	)
 	wrongCalls(root)
 	return root

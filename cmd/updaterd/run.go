@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -53,6 +54,7 @@ carry every change to its end, and print a row per watched workload.`,
 		}
 		defer w.close()
 		rows, err := w.updater.Once(c.Context(), args)
+		w.flush(c.Context())
 		if err != nil && len(rows) == 0 {
 			return err // there was no pass
 		}
@@ -101,6 +103,10 @@ func (p program) daemon(ctx context.Context, s *shared) error {
 	}
 }
 
+// lastWords bounds what telling people may delay a stop, or a start with another
+// configuration.
+const lastWords = 3 * time.Second
+
 // serve runs one wiring until ctx ends (nil) or a configuration comes that
 // needs another wiring, which it returns.
 func (p program) serve(ctx context.Context, cfg *config.Config, file string, changed <-chan struct{}, sup *supervisor) (*config.Config, error) {
@@ -119,6 +125,19 @@ func (p program) serve(ctx context.Context, cfg *config.Config, file string, cha
 		}
 		defer end()
 	}
+
+	telling, hush := context.WithCancel(context.WithoutCancel(ctx))
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		w.notifier.Run(telling)
+	}()
+	// After the last effect, and with a moment for what that had to tell.
+	defer func() {
+		hush()
+		<-told
+		w.notifier.Flush(ctx, lastWords)
+	}()
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

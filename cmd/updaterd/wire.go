@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"github.com/updaterd/updaterd/internal/config"
 	"github.com/updaterd/updaterd/internal/docker"
@@ -25,6 +26,7 @@ type wiring struct {
 	hosts    []*docker.Host
 	registry atomic.Pointer[registry.Client] // replaced by a reload
 	metrics  *metrics.Metrics                // nil where nobody asks for them
+	notifier *notify.Notifier
 }
 
 // role is what a command does to changes.
@@ -79,6 +81,7 @@ func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, err
 		}
 		w.places = append(w.places, updater.Place{Backend: host, State: state})
 	}
+	w.notifier = notify.New(journal.NewOutbox(c.State, log), w.lately, log)
 	rules, err := w.rules(c)
 	if err != nil {
 		return nil, err
@@ -115,6 +118,27 @@ func self(c *config.Config) *docker.Self {
 	return s
 }
 
+// lately is what happened in all places, newest first in each: more than can have
+// happened since it was last told.
+func (w *wiring) lately(ctx context.Context) ([]updater.Entry, error) {
+	const most = 500
+	var all []updater.Entry
+	for _, place := range w.places {
+		entries, err := place.State.Journal().History(ctx, most)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, entries...)
+	}
+	return all, nil
+}
+
+// flush tells what is yet to be told, for a command that is about to end.
+func (w *wiring) flush(ctx context.Context) {
+	const most = 10 * time.Second
+	w.notifier.Flush(ctx, most)
+}
+
 // close ends connections.
 func (w *wiring) close() {
 	for _, h := range w.hosts {
@@ -135,17 +159,20 @@ func (w *wiring) rules(c *config.Config) (updater.Rules, error) {
 		return updater.Rules{}, err
 	}
 	w.registry.Store(r)
-	var hooks []notify.Webhook
+	var receivers []notify.Receiver
 	for _, n := range c.Notify {
-		hooks = append(hooks, notify.Webhook{URL: n.URL, On: n.On})
+		receivers = append(receivers, notify.Receiver{
+			Name: n.Name, Address: n.URL, Secret: n.Secret, On: n.On, Logs: n.Logs, Batch: n.Batch, Title: n.Title, Text: n.Text,
+		})
 	}
-	var observers updater.Observers
+	w.notifier.Tell(receivers)
+	observers := updater.Observers{w.notifier}
 	if w.metrics != nil {
 		observers = append(observers, w.metrics)
 	}
 	return updater.Rules{
 		Settings: c.Settings, Schedule: c.Schedule, Jitter: c.Jitter, Parallel: c.Parallel,
-		Registry: r, Notifier: notify.New(hooks, w.log), Observer: observers,
+		Registry: r, Notifier: w.notifier, Observer: observers,
 	}, nil
 }
 

@@ -81,7 +81,11 @@ registries:
     username: robot
     password-file: token
 notify:
-  - url-file: hook
+  - name: chat
+    url-file: hook
+    secret-file: token
+    logs: true
+    batch: true
     on: [updated, rolled-back]
   - url: http://example.com/
 defaults:
@@ -127,8 +131,14 @@ defaults:
 		Host: "registry.example.com:5000", PlainHTTP: true, Username: "robot", PasswordFile: filepath.Join(dir, "token"),
 	}}, c.Registries)
 	require.Equal(t, []Notify{
-		{"https://example.com/hook?token=x", []updater.Event{updater.EventUpdated, updater.EventRolledBack}},
-		{"http://example.com/", []updater.Event{updater.EventUpdated, updater.EventRestored, updater.EventFailed}},
+		{
+			Name: "chat", URL: "https://example.com/hook?token=x", Secret: "secret", Logs: true, Batch: true,
+			On: []updater.Event{updater.EventUpdated, updater.EventRolledBack},
+		},
+		{
+			URL: "http://example.com/",
+			On:  []updater.Event{updater.EventUpdated, updater.EventRestored, updater.EventFailed, updater.EventAwaitingApproval, updater.EventRegistryTrouble},
+		},
 	}, c.Notify)
 
 	s, err := c.Settings(updater.Workload{ID: "one/web"})
@@ -274,9 +284,18 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 
 		{"nobody to tell", "notify:\n  - on: [failed]", `:2: notify[0]: has no address; write url, or url-file to keep its token out of this file`},
 		{"two addresses", "notify: [{url: 'http://a', url-file: /dev/null}]", `:1: notify[0]: has both url and url-file; keep one`},
-		{"an address that is none", "notify: [{url: 'ftp://token@a'}]", `:1: notify[0].url: is no http or https address; write one such as https://example.com/hook`},
+		{"an address that is none", "notify: [{url: 'ftp://token@a'}]", `:1: notify[0].url: begins with the name of no service that is known; write https://..., or an address as docs/notifications.md has them`},
+		{"an address that is none of its service", "notify: [{url: 'telegram://t0ken'}]", `:1: notify[0].url: is no address of telegram as its page has it (docs/notifications.md)`},
+		{"a secret in the file", "notify: [{url: 'http://a', secret: s}]", `:1: notify[0].secret: does not belong in this file; put the secret in a file of its own and name that with secret-file`},
+		{"a batch for a service", "notify: [{url: 'ntfy://ntfy.sh/t', batch: true}]", `:1: notify[0].batch: is for webhooks, whose address begins with https://; remove it`},
+		{"a title for a webhook", "notify: [{url: 'http://a', title: x}]", `:1: notify[0].title: is for services, whose messages have a title; remove it, or write it into the template`},
+		{"a batch with a template", "notify: [{url: 'http://a', batch: true, template: x}]", `:1: notify[0].batch: means nothing with a template, which is given all that there is; remove it`},
+		{"a template that is none", "notify:\n  - url: 'http://a'\n    template: '{{end}}'", `:3: notify[0].template: is no template of a message: message:1: unexpected {{end}}; docs/notifications.md says what there is`},
+		{"a template of what there is not", "notify:\n  - url: 'http://a'\n    template: |\n      x\n      {{.Foo}}", `:3: notify[0].template: is no template of a message: message:2:2: executing "message" at <.Foo>: can't evaluate field Foo in type notify.Bundle; docs/notifications.md says what there is`},
+		{"a template of what there is not always", "notify: [{url: 'http://a', template: '{{range .Messages}}{{.To.Image}}{{end}}'}]", `:1: notify[0].template: is no template of a message: message:1:24: executing "message" at <.To.Image>: nil pointer evaluating *notify.Image.Image; docs/notifications.md says what there is`},
+		{"one place twice", "notify:\n  - url: 'http://a'\n  - url: 'http://a'", `:3: notify[1]: has the address of another (notify[0]); keep one, or give them names`},
 		{"an event that is none", "notify: [{url: 'http://a', on: [updatd]}]", `:1: notify[0].on: "updatd" is no event; did you mean updated?`},
-		{"no event", "notify: [{url: 'http://a', on: []}]", `:1: notify[0].on: names no event, so nothing would be told; name some of updated, restored, failed, refused, superseded, forgotten, rolled-back, recreated, restarted, or remove the key`},
+		{"no event", "notify: [{url: 'http://a', on: []}]", `:1: notify[0].on: names no event, so nothing would be told; name some of updated, restored, failed, refused, superseded, forgotten, rolled-back, recreated, restarted, found, awaiting-approval, rejected, registry-trouble, or remove the key`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -10,9 +10,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"text/template"
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/updaterd/updaterd/internal/notify"
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
@@ -57,10 +59,20 @@ func (r Registry) Password() (string, error) {
 
 // Notify is one place that is told what happens.
 type Notify struct {
-	// URL is where to POST to. It may hold a token: never print it.
+	// Name is for people; "" is none.
+	Name string
+	// URL is a webhook, or a service. It may hold a token: never print it.
 	URL string
-	// On are the events it is told of. Never empty.
+	// Secret signs what a webhook is sent; "" is none. Never print it.
+	Secret string
+	// On are the events it is told of, besides failed. Never empty.
 	On []updater.Event
+	// Logs: it is told the log lines of what went wrong.
+	Logs bool
+	// Batch: a webhook is told several events in one request.
+	Batch bool
+	// Title and Text are nil where nobody wrote a template.
+	Title, Text *template.Template
 }
 
 // dockerKeys are the keys of an entry of docker.
@@ -330,52 +342,95 @@ func readHost(r raw) (string, error) {
 	return s, nil
 }
 
-// notifyEntry is an entry of notify before its file has been read.
+// notifyEntry is an entry of notify before its files have been read.
 type notifyEntry struct {
 	Notify
-	file string
+	urlFile, secretFile string
 }
 
 // notifyKeys are the keys of an entry of notify.
 func notifyKeys() []key[notifyEntry] {
-	keys := []key[notifyEntry]{
-		without("url", readURL, func(e *notifyEntry) *string { return &e.URL }),
-		without("url-file", readPath, func(e *notifyEntry) *string { return &e.file }),
-		with("on", "updated, restored, failed", readEvents, func(e *notifyEntry) *[]updater.Event { return &e.On }),
+	type e = notifyEntry
+	url := without("url", readAddress, func(e *e) *string { return &e.URL })
+	url.secret = true
+	return []key[e]{
+		without("name", readName, func(e *e) *string { return &e.Name }),
+		url,
+		without("url-file", readPath, func(e *e) *string { return &e.urlFile }),
+		without("secret-file", readPath, func(e *e) *string { return &e.secretFile }),
+		with("on", "updated, restored, failed, awaiting-approval, registry-trouble", readEvents, func(e *e) *[]updater.Event { return &e.On }),
+		with("logs", "false", readFlag, func(e *e) *bool { return &e.Logs }),
+		with("batch", "false", readFlag, func(e *e) *bool { return &e.Batch }),
+		without("title", readTemplate, func(e *e) **template.Template { return &e.Title }),
+		without("template", readTemplate, func(e *e) **template.Template { return &e.Text }),
 	}
-	keys[0].secret = true
-	return keys
 }
 
 func (c *Config) readNotify(d *document, f field) {
 	keys := notifyKeys()
-	entries(d, f, "notify", "places to tell", namesOf(keys), func(at string, line int, fields map[string]field) {
+	known := namesOf(keys)
+	known.refused = map[string]string{
+		"secret": "does not belong in this file; put the secret in a file of its own and name that with secret-file",
+	}
+	named, addressed := map[string]string{}, map[string]string{}
+	entries(d, f, "notify", "places to tell", known, func(at string, line int, fields map[string]field) {
 		values := decode(d, fields, at, keys)
-		if _, written := fields["on"]; !written {
-			events := readDefault(keys[2])
-			events.from = place{source: "default"}
-			values["on"] = events
+		report := func(name string, err error) {
+			d.problems = append(d.problems, values[name].from.problem(err))
+		}
+		for _, k := range keys {
+			if _, written := fields[k.name]; !written && !k.optional {
+				w := readDefault(k)
+				w.from = place{source: "default"}
+				values[k.name] = w
+			}
 		}
 		var e notifyEntry
 		put(&e, keys, values)
 		_, direct := fields["url"]
-		named, indirect := fields["url-file"]
+		indirect, inFile := fields["url-file"]
 		switch {
-		case direct && indirect:
-			d.problem(named.line(), at, "has both url and url-file; keep one")
-		case !direct && !indirect:
+		case direct && inFile:
+			d.problem(indirect.line(), at, "has both url and url-file; keep one")
+		case !direct && !inFile:
 			d.problem(line, at, "has no address; write url, or url-file to keep its token out of this file")
-		case e.file != "":
-			e.file = d.beside(e.file)
-			secret, err := readSecret(e.file)
+		case e.urlFile != "":
+			e.urlFile = d.beside(e.urlFile)
+			secret, err := readSecret(e.urlFile)
 			if err != nil {
-				err = unreadable(e.file, err)
-			} else if e.URL, err = readURL(raw{text: secret}); err != nil {
-				err = fmt.Errorf("%s holds no address: it %w", e.file, err)
+				err = unreadable(e.urlFile, err)
+			} else if e.URL, err = readAddress(raw{text: secret}); err != nil {
+				err = fmt.Errorf("%s holds no address: it %w", e.urlFile, err)
 			}
 			if err != nil {
-				d.problems = append(d.problems, values["url-file"].from.problem(err))
+				report("url-file", err)
 			}
+		}
+		if e.secretFile != "" {
+			var err error
+			e.secretFile = d.beside(e.secretFile)
+			if e.Secret, err = readSecret(e.secretFile); err != nil {
+				report("secret-file", unreadable(e.secretFile, err))
+			}
+		}
+		webhook := strings.HasPrefix(strings.ToLower(e.URL), "http")
+		for _, name := range []string{"secret-file", "batch"} {
+			if w, written := fields[name]; written && e.URL != "" && !webhook {
+				d.problem(w.line(), join(at, name), "is for webhooks, whose address begins with https://; remove it")
+			}
+		}
+		if w, written := fields["title"]; written && webhook {
+			d.problem(w.line(), join(at, "title"), "is for services, whose messages have a title; remove it, or write it into the template")
+		}
+		if w, written := fields["batch"]; written && e.Batch && e.Text != nil {
+			d.problem(w.line(), join(at, "batch"), "means nothing with a template, which is given all that there is; remove it")
+		}
+		distinct(d, values["name"], named)
+		if e.Name == "" && e.URL != "" {
+			if before, twice := addressed[e.URL]; twice { // the address is not shown
+				d.problem(line, at, "has the address of another (%s); keep one, or give them names", before)
+			}
+			addressed[e.URL] = at
 		}
 		for _, k := range keys {
 			if w, ok := values[k.name]; ok {
@@ -386,6 +441,29 @@ func (c *Config) readNotify(d *document, f field) {
 	})
 }
 
+// readAddress takes the address of a webhook or a service. Its errors do not show
+// it, since it may hold a token.
+func readAddress(r raw) (string, error) {
+	s, err := r.scalar("an address such as https://example.com/hook", "!!str")
+	if err != nil {
+		return "", errors.New("is no text; write an address such as https://example.com/hook")
+	}
+	return s, notify.CheckAddress(s)
+}
+
+// readTemplate takes a template of a message, which is tried on one of each kind.
+func readTemplate(r raw) (*template.Template, error) {
+	s, err := r.scalar("a template", "!!str")
+	if err != nil {
+		return nil, err
+	}
+	t, err := notify.ParseTemplate(s)
+	if err != nil {
+		return nil, fmt.Errorf("is no template of a message: %w; docs/notifications.md says what there is", err)
+	}
+	return t, nil
+}
+
 // readDefault is the default of a key.
 func readDefault[T any](k key[T]) written {
 	v, err := k.read(raw{text: k.builtin})
@@ -393,20 +471,6 @@ func readDefault[T any](k key[T]) written {
 		return written{}
 	}
 	return written{value: v, text: k.builtin, from: place{key: k.name, source: "default"}}
-}
-
-// readURL takes an http address. Its errors do not show the address, which may
-// hold a token.
-func readURL(r raw) (string, error) {
-	s, err := r.scalar("an address such as https://example.com/hook", "!!str")
-	if err != nil {
-		return "", errors.New("is no text; write an address such as https://example.com/hook")
-	}
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
-		return "", errors.New("is no http or https address; write one such as https://example.com/hook")
-	}
-	return s, nil
 }
 
 // readEvents takes a list of events, or one text with commas.
@@ -419,6 +483,7 @@ func readEvents(r raw) ([]updater.Event, error) {
 		updater.EventUpdated, updater.EventRestored, updater.EventFailed, updater.EventRefused,
 		updater.EventSuperseded, updater.EventForgotten, updater.EventRolledBack,
 		updater.EventRecreated, updater.EventRestarted,
+		updater.EventFound, updater.EventAwaitingApproval, updater.EventRejected, updater.EventRegistryTrouble,
 	}
 	texts := make([]string, len(known))
 	for i, e := range known {

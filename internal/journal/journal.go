@@ -60,6 +60,10 @@ type File struct {
 	// turn queues the transactions of this process: file locks alone would
 	// have to be polled for.
 	turn chan struct{}
+	// buckets are those of the database, loses what is lost with it, keeps what
+	// is not.
+	buckets      []string
+	loses, keeps string
 }
 
 // New returns the journal of backend in dir. It touches no file.
@@ -68,6 +72,8 @@ func New(dir, backend string, log *slog.Logger) *File {
 	return &File{
 		dir: dir, path: base + ".db", lock: base + ".lock",
 		log: log.With("backend", backend), turn: make(chan struct{}, 1),
+		buckets: buckets(), loses: "rejections, holds, approvals, first-seen times and history",
+		keeps: "changes under way are found again from what they left on the containers",
 	}
 }
 
@@ -321,8 +327,8 @@ func prune(tx *bbolt.Tx) error {
 }
 
 // begin makes a new database's buckets.
-func begin(tx *bbolt.Tx) error {
-	for _, name := range buckets() {
+func (f *File) begin(tx *bbolt.Tx) error {
+	for _, name := range f.buckets {
 		if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 			return err
 		}
@@ -332,7 +338,7 @@ func begin(tx *bbolt.Tx) error {
 
 // understand reports whether this updaterd knows what is in the database. It
 // comes first in every transaction.
-func understand(tx *bbolt.Tx) error {
+func (f *File) understand(tx *bbolt.Tx) error {
 	if tx.Bucket([]byte(metaBucket)) == nil {
 		return &damage{errors.New("it is no journal of updaterd")}
 	}
@@ -345,10 +351,9 @@ func understand(tx *bbolt.Tx) error {
 		return &damage{errors.New("it has no schema")}
 	case found > schema:
 		return fmt.Errorf("a newer updaterd wrote it (schema %d, this one understands %d): "+
-			"run that version, or move the file away, which loses rejections, holds, approvals, first-seen times and history",
-			found, schema)
+			"run that version, or move the file away, which loses %s", found, schema, f.loses)
 	}
-	for _, name := range buckets() {
+	for _, name := range f.buckets {
 		if tx.Bucket([]byte(name)) == nil {
 			return &damage{fmt.Errorf("it has no bucket %q", name)}
 		}
@@ -358,9 +363,9 @@ func understand(tx *bbolt.Tx) error {
 
 // readAll reads every value, to find damage before it is in the way. It
 // returns how many there are.
-func readAll(tx *bbolt.Tx) (int, error) {
+func (f *File) readAll(tx *bbolt.Tx) (int, error) {
 	values := 0
-	for _, name := range buckets() {
+	for _, name := range f.buckets {
 		if err := each(tx, name, func([]byte, json.RawMessage) { values++ }); err != nil {
 			return values, err
 		}

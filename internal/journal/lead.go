@@ -45,7 +45,7 @@ func (f *File) Lead(ctx context.Context, do func(context.Context, updater.Journa
 	ctx = context.WithoutCancel(ctx) // nothing is waited for any more
 
 	b := book{file: f, leading: true}
-	if _, err := view(ctx, b, "checking the journal", readAll); err != nil {
+	if _, err := view(ctx, b, "checking the journal", f.readAll); err != nil {
 		f.log.ErrorContext(ctx, "journal cannot be read: nothing will be updated until it can", "err", err)
 	} else if err := b.update(ctx, "opening the journal", func(*bbolt.Tx) error { return errUnchanged }); err != nil {
 		f.log.ErrorContext(ctx, "journal cannot be written: nothing will be updated until it can", "err", err)

@@ -94,7 +94,7 @@ func (f *File) readInTurn(ctx context.Context, do func(*bbolt.Tx) error) error {
 		return err
 	}
 	return transact(file, access{}, func(tx *bbolt.Tx) error {
-		if err := understand(tx); err != nil {
+		if err := f.understand(tx); err != nil {
 			return err
 		}
 		return do(tx)
@@ -122,7 +122,7 @@ func (f *File) write(ctx context.Context, do func(*bbolt.Tx) error) error {
 			return err
 		}
 		err = transact(file, access{write: true}, func(tx *bbolt.Tx) error {
-			if err := understand(tx); err != nil {
+			if err := f.understand(tx); err != nil {
 				return err
 			}
 			return do(tx)
@@ -173,7 +173,7 @@ func (f *File) create(ctx context.Context) error {
 		// Still under the lock: afterwards it could be another's turn to
 		// truncate this file.
 		return rename(f.path+".new", f.path)
-	}}, begin)
+	}}, f.begin)
 }
 
 // setAside moves a damaged database out of the way and says what that means.
@@ -194,7 +194,7 @@ func (f *File) setAside(ctx context.Context, cause error) error {
 		return err
 	}
 	defer release(hold)
-	if err := f.readInTurn(ctx, func(tx *bbolt.Tx) error { _, err := readAll(tx); return err }); !isDamage(err) {
+	if err := f.readInTurn(ctx, func(tx *bbolt.Tx) error { _, err := f.readAll(tx); return err }); !isDamage(err) {
 		return err // another goroutine was here first, or it cannot be read at all
 	}
 	aside := asideName(f.path, time.Now())
@@ -203,8 +203,7 @@ func (f *File) setAside(ctx context.Context, cause error) error {
 	}
 	f.log.ErrorContext(ctx, "journal was damaged and has been set aside: a new one begins",
 		"moved-to", aside, "err", cause,
-		"lost", "rejections, holds, approvals, first-seen times and history",
-		"kept", "changes under way are found again from what they left on the containers")
+		"lost", f.loses, "kept", f.keeps)
 	return nil
 }
 

@@ -140,6 +140,12 @@ const (
 	EventRolledBack Event = "rolled-back" // a person moved off what updaterd had put there
 	EventRecreated  Event = "recreated"   // made anew on its own image, along with another's update
 	EventRestarted  Event = "restarted"   // along with another's update
+
+	// These are told, and not kept in the history.
+	EventFound            Event = "found"             // a candidate that does not run was first seen
+	EventAwaitingApproval Event = "awaiting-approval" // it waits for a person
+	EventRejected         Event = "rejected"          // the image was found bad: it comes with restored, failed or refused
+	EventRegistryTrouble  Event = "registry-trouble"  // a registry has given no answer for long
 )
 
 // Entries are the lines that a change that is over leaves in the history: one

@@ -31,7 +31,8 @@ type Credential struct {
 
 // Notifier tells people what happened.
 type Notifier interface {
-	// Notify blocks until the message was taken or given up; a failure is its own
-	// to log, since nothing that an update does may depend on it.
+	// Notify keeps the message for delivery and returns within moments: it waits
+	// for no receiver. A failure is its own to log, since nothing that an update
+	// does may depend on it. The same entry may come again after a crash.
 	Notify(ctx context.Context, e Entry)
 }
