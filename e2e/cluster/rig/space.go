@@ -206,6 +206,12 @@ func (s *Space) CronJob(spec Spec) {
 	require.NoError(s.t, err)
 }
 
+// Backend is the name that the cluster has for updaterd.
+const Backend = "prod"
+
+// ID is the id of the container "app" of "deployment/web".
+func (s *Space) ID(which string) string { return Backend + "/" + s.Name + "/" + which + "/app" }
+
 // Kubectl runs kubectl in the namespace.
 func (s *Space) Kubectl(args ...string) string {
 	s.t.Helper()
