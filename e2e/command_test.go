@@ -116,7 +116,7 @@ func TestExitCodes(t *testing.T) {
 		{"an unknown workload to check", "", []string{"check", "nobody"}, 2, "", `"nobody"`},
 		{"an unknown workload to run", "", []string{"run", "--once", "nobody"}, 2, "", `"nobody"`},
 		{"an unknown workload to forget", "", []string{"forget", "nobody"}, 2, "", `"nobody"`},
-		{"nothing to forget", "", []string{"forget"}, 2, "", "accepts 1 arg"},
+		{"nothing to forget", "", []string{"forget"}, 2, "", "requires at least 1 arg"},
 		{"a workload for the daemon", "", []string{"run", "web"}, 2, "", "--once"},
 		{"an output for the daemon", "", []string{"run", "-o", "json"}, 2, "", "--once"},
 		{"version", "", []string{"version"}, 0, "updaterd ", ""},

@@ -267,8 +267,8 @@ func said(t *testing.T, v any) string {
 
 // event is one of `history -o json`.
 type event struct {
-	Workload, Event, Change, Verdict, Why, Logs string
-	From, To                                    *struct{ Image, Digest string }
+	Workload, Event, Change, Verdict, Why, Who, Logs string
+	From, To                                         *struct{ Image, Digest string }
 }
 
 func (r *rig) history() []event {

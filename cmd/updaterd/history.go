@@ -26,6 +26,7 @@ type happening struct {
 	Took     float64         `json:"took_seconds"`
 	Gap      float64         `json:"gap_seconds"` // in service; 0 when unknown
 	Change   string          `json:"change,omitempty"`
+	Who      string          `json:"who,omitempty"` // the person by whose word it happened
 }
 
 type imageAndDigest struct {
@@ -83,7 +84,7 @@ func (p program) printHistory(o output, entries []updater.Entry, logs bool, stat
 		for _, e := range entries {
 			all = append(all, happening{
 				At: e.At, Backend: e.Backend, Workload: e.Workload, Event: e.Event, From: named(e.From), To: named(e.To),
-				Verdict: e.Verdict, Why: e.Why, Logs: e.Logs, Took: e.Took.Seconds(), Gap: e.Gap.Seconds(), Change: e.Change,
+				Verdict: e.Verdict, Why: e.Why, Logs: e.Logs, Took: e.Took.Seconds(), Gap: e.Gap.Seconds(), Change: e.Change, Who: e.Who,
 			})
 		}
 		return printJSON(p.stdout, all)
@@ -96,10 +97,10 @@ func (p program) printHistory(o output, entries []updater.Entry, logs bool, stat
 	for _, e := range entries {
 		rows = append(rows, []string{
 			e.At.Local().Format(time.DateTime), e.Workload, string(e.Event), describe(e.From), describe(e.To),
-			rounded(e.Took), rounded(e.Gap), e.Why,
+			rounded(e.Took), rounded(e.Gap), e.Who, e.Why,
 		})
 	}
-	if err := printTable(p.stdout, []string{"AT", "WORKLOAD", "EVENT", "FROM", "TO", "TOOK", "GAP", "WHY"}, rows); err != nil || !logs {
+	if err := printTable(p.stdout, []string{"AT", "WORKLOAD", "EVENT", "FROM", "TO", "TOOK", "GAP", "WHO", "WHY"}, rows); err != nil || !logs {
 		return err
 	}
 	for _, e := range entries {

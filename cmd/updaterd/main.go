@@ -5,7 +5,12 @@
 //	updaterd run --once       one pass, every change carried to its end
 //	updaterd check            look and decide, change nothing
 //	updaterd explain IMAGE    every tag, and why it was taken or dropped
+//	updaterd update           update now, whatever is waited for
+//	updaterd rollback         go back to the image before
+//	updaterd hold, release    leave a workload as it is, and no longer
+//	updaterd approve, reject  say yes or no to an image
 //	updaterd forget WORKLOAD  lift the rejection of an image
+//	updaterd pause, resume    begin no change of anything, and again
 //	updaterd history          what happened
 //	updaterd notify test      tell everybody that it is a test
 //	updaterd config check     what is wrong with the configuration

@@ -57,7 +57,7 @@ func (p program) main(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	p.complain(fmt.Sprintf("updaterd: %v", err))
-	if _, ok := errors.AsType[usageError](err); ok || errors.Is(err, updater.ErrUnknownWorkload) {
+	if _, ok := errors.AsType[usageError](err); ok || errors.Is(err, updater.ErrUnknownWorkload) || errors.Is(err, updater.ErrSaying) {
 		return exitUsage
 	}
 	return exitTrouble
@@ -98,9 +98,10 @@ interrupted; 2 the call or the configuration is wrong.`,
 	root.PersistentFlags().StringVarP(&s.config, "config", "c", "",
 		"configuration `FILE` (default $UPDATERD_CONFIG, else "+config.DefaultFile+" if it exists)")
 	root.AddCommand(
-		p.runCommand(&s), p.checkCommand(&s), p.explainCommand(&s), p.forgetCommand(&s),
+		p.runCommand(&s), p.checkCommand(&s), p.explainCommand(&s),
 		p.historyCommand(&s), p.notifyCommand(&s), p.configCommand(&s), p.versionCommand(), p.finishCommand(&s),
 	)
+	root.AddCommand(p.sayings(&s)...)
 	wrongCalls(root)
 	return root
 }

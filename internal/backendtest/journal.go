@@ -165,7 +165,9 @@ func journalEdit(t *testing.T, j updater.Journal) {
 	want := updater.Record{
 		Rejected:  []updater.Rejection{{Image: updater.Image{Ref: "app:2", Digest: "sha256:2"}, Reason: updater.Rejected, Why: "unhealthy", At: at}},
 		Committed: updater.Image{Ref: "app:1", Digest: "sha256:1"},
-		Hold:      &updater.Word{Who: "ann", Why: "holidays", At: at},
+		Hold:      &updater.Word{Who: "ann", Why: "holidays", At: at, Until: at.Add(time.Hour)},
+		Previous:  []updater.Image{{Ref: "app:0", Digest: "sha256:0"}},
+		Asked:     &updater.Ask{Word: updater.Word{Who: "ann", At: at}, Back: updater.Image{Ref: "app:0", Digest: "sha256:0"}},
 		Approved:  map[string]updater.Word{"sha256:3": {Who: "ann", At: at}},
 		Seen:      map[string]time.Time{"sha256:3": at},
 		Retry:     &updater.Retry{Digest: "sha256:3", Attempts: 2, After: at.Add(time.Hour), Why: "the port was taken"},

@@ -295,7 +295,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"a template of what there is not always", "notify: [{url: 'http://a', template: '{{range .Messages}}{{.To.Image}}{{end}}'}]", `:1: notify[0].template: is no template of a message: message:1:24: executing "message" at <.To.Image>: nil pointer evaluating *notify.Image.Image; docs/notifications.md says what there is`},
 		{"one place twice", "notify:\n  - url: 'http://a'\n  - url: 'http://a'", `:3: notify[1]: has the address of another (notify[0]); keep one, or give them names`},
 		{"an event that is none", "notify: [{url: 'http://a', on: [updatd]}]", `:1: notify[0].on: "updatd" is no event; did you mean updated?`},
-		{"no event", "notify: [{url: 'http://a', on: []}]", `:1: notify[0].on: names no event, so nothing would be told; name some of updated, restored, failed, refused, superseded, forgotten, rolled-back, recreated, restarted, found, awaiting-approval, rejected, registry-trouble, or remove the key`},
+		{"no event", "notify: [{url: 'http://a', on: []}]", `:1: notify[0].on: names no event, so nothing would be told; name some of updated, restored, failed, refused, superseded, forgotten, rolled-back, recreated, restarted, found, awaiting-approval, rejected, registry-trouble, held, released, approved, paused, resumed, update-asked, rollback-asked, or remove the key`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

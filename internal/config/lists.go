@@ -484,6 +484,8 @@ func readEvents(r raw) ([]updater.Event, error) {
 		updater.EventSuperseded, updater.EventForgotten, updater.EventRolledBack,
 		updater.EventRecreated, updater.EventRestarted,
 		updater.EventFound, updater.EventAwaitingApproval, updater.EventRejected, updater.EventRegistryTrouble,
+		updater.EventHeld, updater.EventReleased, updater.EventApproved,
+		updater.EventPaused, updater.EventResumed, updater.EventUpdateAsked, updater.EventRollbackAsked,
 	}
 	texts := make([]string, len(known))
 	for i, e := range known {

@@ -214,6 +214,12 @@ func (h *Host) fetch(ctx context.Context, to updater.Image, was *image.InspectRe
 		return nil, err
 	}
 	if img == nil {
+		// One that was kept has lost this name where names are all that keeps images.
+		if img, err = h.imageOf(ctx, to.Digest); err != nil {
+			return nil, err
+		}
+	}
+	if img == nil {
 		if err := h.pull(ctx, ref, platform, report); err != nil {
 			return nil, err
 		}

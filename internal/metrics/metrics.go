@@ -113,6 +113,12 @@ func (m *Metrics) Decided(w updater.Workload, d updater.Decision) {
 	m.decisions.WithLabelValues(w.Backend, string(d.Reason)).Inc()
 }
 
+// Postponed implements [updater.Observer]. The decision was counted when it was made.
+func (m *Metrics) Postponed(updater.Workload, updater.Decision) {}
+
+// Progressed implements [updater.Observer].
+func (m *Metrics) Progressed(updater.Change, updater.Progress) {}
+
 // Passed implements [updater.Observer].
 func (m *Metrics) Passed(p updater.Passed) {
 	if p.Err != nil {

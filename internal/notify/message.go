@@ -100,6 +100,9 @@ func (m Message) Text() string {
 	case eventTest:
 		return "this is a test of updaterd's messages; nothing has happened"
 	}
+	if m.Workload == "" { // a person paused it all, or no longer
+		return fmt.Sprintf("everything on %s: %s%s", m.Backend, m.Event, why)
+	}
 	return fmt.Sprintf("%s: %s%s", m.Workload, m.Event, why)
 }
 

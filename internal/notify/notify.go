@@ -108,6 +108,12 @@ func (n *Notifier) current() ([]*sender, <-chan struct{}) {
 	return n.senders, n.changed
 }
 
+// Postponed implements [updater.Observer].
+func (n *Notifier) Postponed(updater.Workload, updater.Decision) {}
+
+// Progressed implements [updater.Observer].
+func (n *Notifier) Progressed(updater.Change, updater.Progress) {}
+
 // Notify implements [updater.Notifier].
 func (n *Notifier) Notify(ctx context.Context, e updater.Entry) {
 	if senders, _ := n.current(); len(senders) == 0 {

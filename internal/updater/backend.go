@@ -113,11 +113,13 @@ type Restoration struct {
 	Kept bool
 }
 
-// Progress is what a Prepare is busy with.
+// Progress is what a change is busy with.
 type Progress struct {
-	Step  string // "pulling", "creating", ...
-	Done  int64  // bytes
-	Total int64  // bytes; 0 when unknown
+	Step  string `json:"step"`            // "pulling", "creating", "judging", ...
+	Done  int64  `json:"done,omitempty"`  // bytes
+	Total int64  `json:"total,omitempty"` // bytes; 0 when unknown
+	// Note is what a gate still waits for.
+	Note string `json:"note,omitempty"`
 }
 
 // Result is how a command ended.

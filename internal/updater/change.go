@@ -71,6 +71,8 @@ type Part struct {
 	Idle bool `json:"idle,omitempty"`
 	// Settings are frozen when the change is decided on.
 	Settings Settings `json:"settings"`
+	// Asked is the person's word that it goes by; nil where it goes by none.
+	Asked *Ask `json:"asked,omitempty"`
 	// Healthy says whether it was healthy before: a part that was not counts as
 	// restored when it is back.
 	Healthy bool `json:"healthy"`

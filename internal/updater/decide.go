@@ -30,8 +30,9 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 		d.Reason, d.Until, d.Detail = r, until, fmt.Sprintf(format, args...)
 		return d
 	}
+	asked := m.ask(now)
 	skip := w.Skip
-	if skip != nil && skip.Reason == NotRunning && s.IncludeStopped || adopted(w, s) {
+	if skip != nil && skip.Reason == NotRunning && (s.IncludeStopped || asked.back()) || adopted(w, s) {
 		skip = nil
 	}
 	if skip != nil && (skip.Reason == NotRunning || skip.Reason == Mixed) {
@@ -57,15 +58,21 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 		return say(skip.Reason, time.Time{}, "%s", skip.Detail)
 	}
 	switch {
+	case m.paused.holds(now):
+		return say(Paused, m.paused.Until, "everything is paused since %s%s", stamp(m.paused.At), said(*m.paused))
 	case s.Mode == ModeHold:
 		return say(Held, time.Time{}, "its mode is hold")
-	case m.Hold != nil:
-		return say(Held, time.Time{}, "held since %s%s", stamp(m.Hold.At), colon(m.Hold.Why))
-	case s.Mode == ModeMonitor:
+	case m.Hold.holds(now):
+		return say(Held, m.Hold.Until, "held since %s%s", stamp(m.Hold.At), said(*m.Hold))
+	case s.Mode == ModeMonitor && asked == nil:
 		return say(Monitor, time.Time{}, "%s is there; its mode is monitor, so it is not touched", c.Ref)
 	}
-	if r := m.rejection(c); r != nil {
-		return say(r.Reason, time.Time{}, "%s since %s: %s; lift it with: updaterd forget %s", r.Reason, stamp(r.At), r.Why, w.ID)
+	if r := m.rejection(c, now); r != nil {
+		return say(r.Reason, r.Until, "%s since %s%s%s: %s; lift it with: updaterd forget %s", r.Reason, stamp(r.At), by(r.Who), until(r.Until), r.Why, w.ID)
+	}
+	if asked != nil {
+		d.Update = true
+		return say(Update, time.Time{}, "asked for at %s%s", stamp(asked.At), said(asked.Word))
 	}
 	if r := m.Retry; r != nil && r.Digest == c.Digest && now.Before(r.After) {
 		return say(Surroundings, r.After, "attempt %d failed, the image is not to blame: %s; tried again after %s, or at once after: updaterd forget %s",
@@ -78,8 +85,12 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 	if ripe := seen.Add(s.MinAge); now.Before(ripe) {
 		return say(TooYoung, ripe, "first seen %s, must be %s old: at %s", stamp(seen), s.MinAge, stamp(ripe))
 	}
-	if _, ok := m.Approved[c.Digest]; s.Mode == ModeApprove && !ok {
-		return say(NeedsApproval, time.Time{}, "its mode is approve, and nobody has approved %s", c.Digest)
+	if a, ok := m.Approved[c.Digest]; s.Mode == ModeApprove && !(ok && a.holds(now)) {
+		why := "nobody has approved " + c.Digest
+		if ok {
+			why = fmt.Sprintf("the approval of %s%s lapsed at %s", c.Digest, by(a.Who), stamp(a.Until))
+		}
+		return say(NeedsApproval, time.Time{}, "its mode is approve, and %s; approve it with: updaterd approve %s", why, w.ID)
 	}
 	if !s.Window.Open(now) {
 		next := s.Window.Next(now)
@@ -100,10 +111,23 @@ func bare(ref string) string {
 
 func stamp(t time.Time) string { return t.Format(time.RFC3339) }
 
+// said is by whom, for how long and why a word was given.
+func said(w Word) string { return by(w.Who) + until(w.Until) + colon(w.Why) }
+
+func until(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return " until " + stamp(t)
+}
+
 // rejection finds the rejection that speaks against an image: the same
 // digest, or another index around the same image for this platform.
-func (m Record) rejection(c Image) *Rejection {
+func (m Record) rejection(c Image, now time.Time) *Rejection {
 	for i, r := range m.Rejected {
+		if !r.Until.IsZero() && !now.Before(r.Until) {
+			continue // a person's, and it has lapsed
+		}
 		if r.Digest == c.Digest || r.Manifest != "" && r.Manifest == c.Manifest {
 			return &m.Rejected[i]
 		}
@@ -207,6 +231,36 @@ func (m *Record) wrote(ref string) {
 	}
 	m.Wrote = append(slices.Clone(m.Wrote), ref)
 	m.Wrote = m.Wrote[max(0, len(m.Wrote)-wroteKept):]
+}
+
+// previousKept bounds how many earlier images are remembered where all are kept.
+const previousKept = 20
+
+// moved is what to remember of a part whose change was committed. Doing so again,
+// after a crash, changes nothing.
+func (m *Record) moved(p Part, now time.Time) {
+	keep := p.Settings.Keep
+	if keep == KeepAll {
+		keep = previousKept
+	}
+	m.Previous = slices.DeleteFunc(m.Previous, func(i Image) bool { return i.Digest == p.From.Digest })
+	if p.From.Digest != "" {
+		m.Previous = append(m.Previous, p.From)
+	}
+	if over := len(m.Previous) - keep; over > 0 {
+		m.Previous = slices.Clone(m.Previous[over:])
+	}
+	if p.Asked.back() {
+		m.reject(Rejection{Image: p.From, Reason: RolledBack, At: now, Who: p.Asked.Who,
+			Why: "it was rolled back" + by(p.Asked.Who) + colon(p.Asked.Why)})
+	}
+}
+
+// answered drops what was asked for before a change began that is over.
+func (m *Record) answered(began time.Time) {
+	if m.Asked != nil && !m.Asked.At.After(began) {
+		m.Asked = nil
+	}
 }
 
 func (m *Record) reject(r Rejection) {

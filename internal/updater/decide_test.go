@@ -68,10 +68,27 @@ func TestDecide(t *testing.T) {
 		{name: "what cannot be replaced need not be when it is up to date", workload: func(w *Workload) { skip(Unsupported)(w); w.Runs.Digests = []string{digestB} }, want: UpToDate},
 
 		{name: "mode hold holds", settings: func(s *Settings) { s.Mode = ModeHold }, want: Held, detail: "its mode is hold"},
-		{name: "a person's word holds", memory: Record{Hold: &word}, want: Held, detail: "held since 2026-03-01T11:00:00Z: holidays"},
+		{name: "a person's word holds", memory: Record{Hold: &word}, want: Held, detail: "held since 2026-03-01T11:00:00Z by ann: holidays"},
 		{name: "a hold speaks before a rejection", memory: Record{Hold: &word, Rejected: []Rejection{rejected}}, want: Held},
 		{name: "mode monitor does not touch", settings: func(s *Settings) { s.Mode = ModeMonitor }, want: Monitor},
 		{name: "up to date speaks before a hold", workload: runs(func(r *Running) { r.Digests = []string{digestB} }), memory: Record{Hold: &word}, want: UpToDate},
+
+		{name: "a hold that has lapsed holds no more", memory: Record{Hold: &Word{Until: now}}, want: Update},
+		{name: "a hold that lapses says when", memory: Record{Hold: &Word{Who: "ann", Until: now.Add(time.Hour)}}, want: Held, detail: "by ann until 2026-03-01T13:00:00Z", until: now.Add(time.Hour)},
+		{name: "a pause of everything speaks before a hold", memory: Record{Hold: &word, paused: &word}, want: Paused, detail: "everything is paused since 2026-03-01T11:00:00Z by ann: holidays"},
+		{name: "a pause that lapses says when", memory: Record{paused: &Word{Until: now.Add(time.Minute)}}, want: Paused, until: now.Add(time.Minute)},
+		{name: "a pause that has lapsed pauses no more", memory: Record{paused: &Word{Until: now}}, want: Update},
+
+		{name: "what is asked for waits for no window, age, approval or pause",
+			settings: func(s *Settings) { s.Mode, s.MinAge, s.Window = ModeApprove, time.Hour, window(t, "02:00-05:00 UTC") },
+			memory:   Record{Asked: &Ask{Word: word}, Retry: retry}, want: Update, detail: "asked for at 2026-03-01T11:00:00Z by ann: holidays"},
+		{name: "what is asked for is done where it would only be told", settings: func(s *Settings) { s.Mode = ModeMonitor }, memory: Record{Asked: &Ask{Word: word}}, want: Update},
+		{name: "asking lapses", settings: func(s *Settings) { s.Mode = ModeMonitor }, memory: Record{Asked: &Ask{Word: Word{Until: now}}}, want: Monitor},
+		{name: "asking does not lift a hold", memory: Record{Asked: &Ask{Word: word}, Hold: &word}, want: Held},
+		{name: "asking does not lift a pause", memory: Record{Asked: &Ask{Word: word}, paused: &word}, want: Paused},
+		{name: "asking does not lift a rejection", memory: Record{Asked: &Ask{Word: word}, Rejected: []Rejection{rejected}}, want: Rejected},
+		{name: "what stopped can be rolled back", workload: skip(NotRunning), memory: Record{Asked: &Ask{Word: word, Back: candidate}}, want: Update},
+		{name: "what stopped is not updated because somebody asks", workload: skip(NotRunning), memory: Record{Asked: &Ask{Word: word}}, want: NotRunning},
 
 		{name: "a rejected digest is not tried again", memory: Record{Rejected: []Rejection{rejected}}, want: Rejected, detail: "it exited with code 1; lift it with: updaterd forget local/web"},
 		{name: "a rejected image in another index is not tried again",
@@ -94,6 +111,13 @@ func TestDecide(t *testing.T) {
 
 		{name: "mode approve waits for a person", settings: func(s *Settings) { s.Mode = ModeApprove }, want: NeedsApproval, detail: digestB},
 		{name: "an approved digest is an update", settings: func(s *Settings) { s.Mode = ModeApprove }, memory: Record{Approved: map[string]Word{digestB: word}}, want: Update},
+		{name: "an approval that has lapsed is none", settings: func(s *Settings) { s.Mode = ModeApprove },
+			memory: Record{Approved: map[string]Word{digestB: {Who: "ann", Until: now}}}, want: NeedsApproval, detail: "by ann lapsed at 2026-03-01T12:00:00Z"},
+		{name: "an approval that will lapse counts", settings: func(s *Settings) { s.Mode = ModeApprove },
+			memory: Record{Approved: map[string]Word{digestB: {Until: now.Add(1)}}}, want: Update},
+		{name: "a person's rejection lapses", memory: Record{Rejected: []Rejection{{Image: candidate, Reason: Rejected, Who: "ann", Until: now}}}, want: Update},
+		{name: "a person's rejection says when it lapses", memory: Record{Rejected: []Rejection{{Image: candidate, Reason: Rejected, Who: "ann", Until: now.Add(time.Hour)}}},
+			want: Rejected, detail: "by ann until 2026-03-01T13:00:00Z", until: now.Add(time.Hour)},
 		{name: "another digest's approval says nothing", settings: func(s *Settings) { s.Mode = ModeApprove }, memory: Record{Approved: map[string]Word{digestA: word}}, want: NeedsApproval},
 		{name: "age speaks before approval", settings: func(s *Settings) { s.Mode, s.MinAge = ModeApprove, time.Hour }, want: TooYoung, until: now.Add(time.Hour)},
 
@@ -132,7 +156,7 @@ func TestRejectionsOfDigestAndManifest(t *testing.T) {
 	m.reject(Rejection{Image: Image{Digest: digestB}, Why: "other"})
 	m.reject(Rejection{Image: Image{Digest: digestA}, Why: "second"})
 	require.Len(t, m.Rejected, 2, "one per digest")
-	require.Equal(t, "second", m.rejection(Image{Digest: digestA}).Why)
+	require.Equal(t, "second", m.rejection(Image{Digest: digestA}, after(0)).Why)
 }
 
 func TestPostponeDoublesUpToADay(t *testing.T) {

@@ -166,6 +166,7 @@ func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger)
 	defer cancel()
 	err := d.backend.Prepare(ctx, c, func(p Progress) {
 		log.Debug("preparing", "step", p.Step, "done", p.Done, "total", p.Total)
+		d.observer.Progressed(c, p)
 	})
 	if err == nil && ctx.Err() == nil {
 		r := d.hooks(lead, stop, c, OldSide, "pre-update", Unclear)
@@ -287,7 +288,9 @@ func (d *driver) settle(ctx context.Context, c Change) error {
 	edits := map[string]func(*Record){}
 	for _, p := range c.Parts {
 		v := c.verdictOn(p)
-		if v == "" && p.Back == "" && !c.suspects(p) {
+		brokenOff := c.Phase == Refused && c.Verdict == "" && c.Reason == ""
+		answered := p.Asked != nil && !brokenOff
+		if v == "" && p.Back == "" && !c.suspects(p) && !answered {
 			continue
 		}
 		edits[p.Workload] = func(m *Record) {
@@ -297,6 +300,12 @@ func (d *driver) settle(ctx context.Context, c Change) error {
 			}
 			if c.suspects(p) {
 				m.Apart = p.To.Digest
+			}
+			if c.Phase == Committed && p.Changes() {
+				m.moved(p, c.Ended)
+			}
+			if answered {
+				m.answered(c.Since)
 			}
 		}
 	}
@@ -369,6 +378,7 @@ func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed 
 		if r.verdict != "" {
 			return r
 		}
+		d.observer.Progressed(c, Progress{Step: "judging", Note: r.said(c)})
 		if waits {
 			if d.once {
 				return r // there is no telling how long
@@ -404,9 +414,10 @@ func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) 
 			open++
 			if o.Waits != "" {
 				waiting++
+				why = o.Waits
 			}
 			if all.verdict == Good || all.verdict == "" {
-				all = ruling{why: o.Waits, part: p.Workload}
+				all = ruling{why: why, part: p.Workload}
 			}
 		default:
 			if all.verdict == "" || all.verdict == Good || v == Bad && all.verdict != Bad {

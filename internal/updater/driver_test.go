@@ -222,10 +222,10 @@ func TestRejection(t *testing.T) {
 		rejected(t, func(w *world) {
 			w.host.Image(newDigest, backendtest.Good) // it was not the image after all
 			u, _ := w.process(0)
-			lifted, err := u.Forget(t.Context(), "web")
+			lifted, err := u.Say(t.Context(), updater.Saying{Verb: updater.SayForget, Workloads: []string{"web"}})
 			require.NoError(t, err)
-			require.Len(t, lifted.Rejected, 1)
-			require.Equal(t, newDigest, lifted.Rejected[0].Digest)
+			require.Len(t, lifted[0].Rejected, 1)
+			require.Equal(t, newDigest, lifted[0].Rejected[0].Digest)
 			require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
 			require.Equal(t, []updater.Event{updater.EventRestored, updater.EventForgotten, updater.EventUpdated}, w.history())
 			require.Equal(t, w.history(), w.notified.events())
@@ -268,9 +268,9 @@ func TestARollBackByHandSticks(t *testing.T) {
 		require.Equal(t, []updater.Event{updater.EventUpdated, updater.EventRolledBack}, w.history())
 
 		u, _ := w.process(0)
-		lifted, err := u.Forget(t.Context(), "local/web")
+		lifted, err := u.Say(t.Context(), updater.Saying{Verb: updater.SayForget, Workloads: []string{"local/web"}})
 		require.NoError(t, err)
-		require.Len(t, lifted.Rejected, 1)
+		require.Len(t, lifted[0].Rejected, 1)
 		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
 	})
 }

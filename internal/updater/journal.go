@@ -78,6 +78,25 @@ type Record struct {
 	Retry *Retry `json:"retry,omitempty"`
 	// Tags is the length of the last tag list that was believed.
 	Tags *TagCount `json:"tags,omitempty"`
+	// Previous are the images that updaterd moved it off, newest last, as many as
+	// are kept for going back.
+	Previous []Image `json:"previous,omitempty"`
+	// Asked is what a person wants done at once, until it is done.
+	Asked *Ask `json:"asked,omitempty"`
+
+	// paused is the hold of Everything, which Recall's reader lays over each record.
+	paused *Word
+}
+
+// Everything is the id under which a journal remembers what was said of a whole
+// backend. No workload is called so.
+const Everything = "*"
+
+// recall is what is remembered of one workload, and of everything.
+func recall(memory map[string]Record, id string) Record {
+	m := memory[id]
+	m.paused = memory[Everything].Hold
+	return m
 }
 
 // Rejection is one image found bad on one workload.
@@ -86,13 +105,49 @@ type Rejection struct {
 	Reason Reason    `json:"reason"` // Rejected, or RolledBack
 	Why    string    `json:"why"`
 	At     time.Time `json:"at"`
+	Who    string    `json:"who,omitempty"`  // the person who said so; "": no person did
+	Until  time.Time `json:"until,omitzero"` // when it lapses; zero: never
 }
 
 // Word is what a person said, and when.
 type Word struct {
-	Who string    `json:"who,omitempty"`
-	Why string    `json:"why,omitempty"`
-	At  time.Time `json:"at"`
+	Who   string    `json:"who,omitempty"`
+	Why   string    `json:"why,omitempty"`
+	At    time.Time `json:"at"`
+	Until time.Time `json:"until,omitzero"` // when it lapses; zero: never
+}
+
+// holds reports whether the word has been given and has not lapsed.
+func (w *Word) holds(now time.Time) bool {
+	return w != nil && (w.Until.IsZero() || now.Before(w.Until))
+}
+
+// by names the person, where the name is known.
+func by(who string) string {
+	if who == "" {
+		return ""
+	}
+	return " by " + who
+}
+
+// Ask is a person's word that something is to be done at once: what would
+// otherwise be waited for (a window, an age, an approval, the pause after an
+// attempt) is not.
+type Ask struct {
+	Word
+	// Back is the image to go back to; the zero Image: it is to be updated.
+	Back Image `json:"back,omitzero"`
+}
+
+// back reports whether it is about going back.
+func (a *Ask) back() bool { return a != nil && a.Back.Digest != "" }
+
+// ask is what is asked for now; nil when nothing is.
+func (m Record) ask(now time.Time) *Ask {
+	if m.Asked == nil || !m.Asked.holds(now) {
+		return nil
+	}
+	return m.Asked
 }
 
 // Retry is the patience that an unclear attempt calls for.
@@ -117,6 +172,7 @@ type Entry struct {
 	Workload string        `json:"workload"`
 	Event    Event         `json:"event"`
 	Change   string        `json:"change,omitempty"` // id of the change
+	Who      string        `json:"who,omitempty"`    // the person by whose word it happened
 	From     Image         `json:"from,omitzero"`
 	To       Image         `json:"to,omitzero"`
 	Verdict  Verdict       `json:"verdict,omitempty"`
@@ -141,11 +197,20 @@ const (
 	EventRecreated  Event = "recreated"   // made anew on its own image, along with another's update
 	EventRestarted  Event = "restarted"   // along with another's update
 
-	// These are told, and not kept in the history.
+	// These are told, and not kept in the history, unless a person is behind them.
 	EventFound            Event = "found"             // a candidate that does not run was first seen
 	EventAwaitingApproval Event = "awaiting-approval" // it waits for a person
-	EventRejected         Event = "rejected"          // the image was found bad: it comes with restored, failed or refused
+	EventRejected         Event = "rejected"          // the image was found bad: it comes with restored, failed or refused; or a person said so: then it is history
 	EventRegistryTrouble  Event = "registry-trouble"  // a registry has given no answer for long
+
+	// What a person said.
+	EventHeld          Event = "held"
+	EventReleased      Event = "released"
+	EventApproved      Event = "approved"
+	EventPaused        Event = "paused"
+	EventResumed       Event = "resumed"
+	EventUpdateAsked   Event = "update-asked"
+	EventRollbackAsked Event = "rollback-asked"
 )
 
 // Entries are the lines that a change that is over leaves in the history: one
@@ -174,6 +239,11 @@ func (c Change) Entries() []Entry {
 			e.Event, e.Why = EventRestarted, "along with "+c.Unit
 		case c.Phase == Committed && !p.Changes():
 			e.Event, e.Why = EventRecreated, "along with "+c.Unit
+		case c.Phase == Committed && p.Asked.back():
+			e.Event = EventRolledBack
+		}
+		if p.Asked != nil {
+			e.Who = p.Asked.Who
 		}
 		entries = append(entries, e)
 	}

@@ -10,8 +10,13 @@ type Observer interface {
 	Decided(Workload, Decision)
 	// Passed: such a pass is over. Its changes may go on.
 	Passed(Passed)
+	// Postponed: when the turn of a decision for an update came, it was not
+	// carried out after all, for the reason of this one.
+	Postponed(Workload, Decision)
 	// Moved: a change has entered its phase, or was taken up in it after a crash.
 	Moved(Change)
+	// Progressed: a change is at this within its phase. It comes often.
+	Progressed(Change, Progress)
 }
 
 // Passed is one pass in one backend.
@@ -48,5 +53,19 @@ func (o Observers) Passed(p Passed) {
 func (o Observers) Moved(c Change) {
 	for _, each := range o {
 		each.Moved(c)
+	}
+}
+
+// Postponed implements [Observer].
+func (o Observers) Postponed(w Workload, d Decision) {
+	for _, each := range o {
+		each.Postponed(w, d)
+	}
+}
+
+// Progressed implements [Observer].
+func (o Observers) Progressed(c Change, p Progress) {
+	for _, each := range o {
+		each.Progressed(c, p)
 	}
 }

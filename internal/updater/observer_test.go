@@ -33,6 +33,10 @@ func (w *watcher) Passed(p updater.Passed) {
 	w.passes = append(w.passes, p)
 }
 
+func (w *watcher) Postponed(updater.Workload, updater.Decision) {}
+
+func (w *watcher) Progressed(updater.Change, updater.Progress) {}
+
 func (w *watcher) Moved(c updater.Change) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -19,6 +19,7 @@ type work struct {
 	backend Backend
 	journal Journal
 	log     *slog.Logger
+	call    *call           // what a person wants looked at; set by Updater.lead
 	lead    context.Context // what effects run under; set by Updater.lead
 	leave   func()          // lets go of every lead; set by Updater.lead
 	once    bool            // somebody waits for the end
@@ -289,12 +290,16 @@ func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
 			reasons[it.decision.Reason]++
 		}
 	}
-	if p.unavailable == nil {
+	if p.unavailable == nil && len(names) == 0 {
 		w.mu.Lock()
 		maps.DeleteFunc(w.told, func(id string, _ Reason) bool { return !listed[id] })
 		w.mu.Unlock()
 	}
-	w.saw(len(p.items), updates, p.unavailable)
+	if len(names) == 0 {
+		w.saw(len(p.items), updates, p.unavailable)
+	} else {
+		w.looked(p.unavailable)
+	}
 	w.watching().Passed(Passed{Backend: w.backend.Name(), Began: began, Took: time.Since(began), Decided: reasons, Part: len(names) > 0, Err: p.unavailable})
 	w.log.Info("pass over", "workloads", len(p.items), "updates", updates, "took", time.Since(began).Round(time.Millisecond))
 	return p
@@ -371,7 +376,7 @@ func (p *pass) choose(workloads []Workload, named []string) {
 		if err == nil && !s.Enabled {
 			continue
 		}
-		it := &item{workload: w, settings: s, memory: p.memory[w.ID], decided: make(chan struct{}), done: make(chan struct{})}
+		it := &item{workload: w, settings: s, memory: recall(p.memory, w.ID), decided: make(chan struct{}), done: make(chan struct{})}
 		if err != nil {
 			it.decision = Decision{Reason: InvalidSettings, Detail: err.Error()}
 		}
@@ -450,7 +455,7 @@ func (p *pass) decide(ctx context.Context, it *item) {
 		it.decision = Decision{Reason: InProgress, Detail: "a change of it is under way"}
 		return
 	}
-	f := look(ctx, p.rules.Registry, it.workload, it.settings, it.memory, time.Now())
+	f := p.search(ctx, it)
 	if ctx.Err() != nil {
 		it.stopped = true
 		it.decision = Decision{Candidate: f.candidate, Reason: InProgress, Detail: "interrupted"}
@@ -458,6 +463,7 @@ func (p *pass) decide(ctx context.Context, it *item) {
 	}
 	p.learn(ctx, it, f)
 	it.decision = decide(it.workload, it.settings, f, it.memory, time.Now())
+	p.answer(ctx, it)
 	if it.decision.Update {
 		// What cannot be done faithfully is refused before anything is touched.
 		c := p.wish(it)
@@ -480,6 +486,35 @@ func (p *pass) decide(ctx context.Context, it *item) {
 			it.decision = Decision{Candidate: f.candidate, Reason: InProgress, Detail: "a change of it is under way"}
 			return
 		}
+	}
+}
+
+// search finds what a workload should run: what a person asked to go back to,
+// else what the registry says.
+func (p *pass) search(ctx context.Context, it *item) finding {
+	now := time.Now()
+	if asked := it.memory.ask(now); asked.back() {
+		back := asked.Back
+		return finding{candidate: &back}
+	}
+	return look(ctx, p.rules.Registry, it.workload, it.settings, it.memory, now)
+}
+
+// answer drops what a person asked for when it is not going to be done.
+func (p *pass) answer(ctx context.Context, it *item) {
+	asked := it.memory.Asked
+	if asked == nil || !p.act || it.aside || it.decision.Update {
+		return
+	}
+	if asked.holds(time.Now()) {
+		switch it.decision.Reason {
+		case BackendUnavailable, RegistryUnavailable, RateLimited, InProgress, NotRunning:
+			return // it may still be, before the ask lapses
+		}
+	}
+	id := it.workload.ID
+	if err := p.journal.Remember(ctx, map[string]func(*Record){id: func(m *Record) { m.answered(asked.At) }}); err != nil {
+		p.log.Error("memory cannot be written", "workload", id, "err", err)
 	}
 }
 
@@ -535,9 +570,11 @@ func (p *pass) wish(team ...*item) Change {
 		Backend: p.backend.Name(), Unit: team[0].workload.ID, Phase: Preparing, Since: time.Now(),
 	}
 	for _, it := range team {
-		w := it.workload
+		w, s, asked := it.workload, it.settings, it.memory.ask(time.Now())
+		// What an update broke may have stopped, and is to come back all the same.
+		s.IncludeStopped = s.IncludeStopped || asked.back()
 		c.Parts = append(c.Parts, Part{
-			Workload: w.ID, Settings: it.settings, Replace: true,
+			Workload: w.ID, Settings: s, Replace: true, Asked: asked,
 			From: Image{Ref: w.Image, Digest: w.Runs.Digest(), Manifest: w.Runs.Manifest, Config: w.Runs.Config},
 			To:   *it.decision.Candidate,
 		})
@@ -556,7 +593,7 @@ func (p *pass) join(memory map[string]Record) func(id string) (Settings, error) 
 			return Settings{}, &Refusal{Reason: r, Detail: id + ", which must move along, " + fmt.Sprintf(format, args...)}
 		}
 		_, open := p.open[id]
-		hold := memory[id].Hold
+		hold, pause := memory[id].Hold, memory[Everything].Hold
 		now := time.Now()
 		switch {
 		case open || p.busy[id] != "":
@@ -567,8 +604,10 @@ func (p *pass) join(memory map[string]Record) func(id string) (Settings, error) 
 			return refuse(InvalidSettings, "has settings that cannot be used: %v", m.invalid)
 		case m.settings.Mode == ModeHold:
 			return refuse(Held, "has the mode hold")
-		case hold != nil:
-			return refuse(Held, "is held since %s%s", stamp(hold.At), colon(hold.Why))
+		case pause.holds(now):
+			return refuse(Paused, "is paused with everything since %s%s", stamp(pause.At), said(*pause))
+		case hold.holds(now):
+			return refuse(Held, "is held since %s%s", stamp(hold.At), said(*hold))
 		case m.settings.Mode == ModeMonitor:
 			return refuse(Monitor, "has the mode monitor, so it is not touched")
 		case !m.settings.Window.Open(now):
@@ -702,7 +741,12 @@ func waitsFor(team []*item) string {
 // moves with it, after what it depends on, and when a slot is free.
 func (p *pass) carryOut(stop context.Context, it *item) {
 	defer p.release(it.workload.ID)
-	defer func() { it.stopped = it.stopped || stop.Err() != nil }()
+	defer func() {
+		it.stopped = it.stopped || stop.Err() != nil
+		if it.late != nil && !it.stopped {
+			p.watching().Postponed(it.workload, *it.late)
+		}
+	}()
 	give := func(r Reason, detail string) {
 		it.late = &Decision{Candidate: it.decision.Candidate, Reason: r, Detail: detail}
 	}
@@ -765,7 +809,7 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	}
 	for _, t := range team {
 		f := finding{candidate: t.decision.Candidate, detail: t.decision.Detail}
-		again := decide(t.workload, t.settings, f, memory[t.workload.ID], time.Now())
+		again := decide(t.workload, t.settings, f, recall(memory, t.workload.ID), time.Now())
 		if !again.Update {
 			if t != it {
 				again.Detail = t.workload.ID + ": " + again.Detail
@@ -906,6 +950,9 @@ func (p *pass) row(it *item) Row {
 	r := Row{
 		Backend: w.Backend, Workload: w.ID, Image: w.Image, Policy: it.settings.Policy.Policy,
 		Decision: "none", Reason: d.Reason, Detail: d.Detail,
+	}
+	if !d.Until.IsZero() {
+		r.Until = &d.Until
 	}
 	if d.Update {
 		r.Decision = "update"

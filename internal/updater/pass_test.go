@@ -196,16 +196,16 @@ func TestNames(t *testing.T) {
 			rows, err := u.Once(t.Context(), names)
 			require.ErrorIs(t, err, updater.ErrUnknownWorkload, "%v", names)
 			require.Empty(t, rows)
-			_, err = u.Forget(t.Context(), names[len(names)-1])
+			_, err = u.Say(t.Context(), updater.Saying{Verb: updater.SayForget, Workloads: names[len(names)-1:]})
 			require.ErrorIs(t, err, updater.ErrUnknownWorkload, "%v", names)
 		}
 		rows, err := u.Check(t.Context(), []string{"db", "local/db", "other"})
 		require.NoError(t, err)
 		require.Len(t, rows, 2)
 
-		lifted, err := u.Forget(t.Context(), "other")
+		lifted, err := u.Say(t.Context(), updater.Saying{Verb: updater.SayForget, Workloads: []string{"other"}})
 		require.NoError(t, err, "nothing to lift is no mistake")
-		require.Zero(t, lifted)
+		require.Equal(t, []updater.Told{{Backend: "local", Workload: "local/other"}}, lifted)
 
 		w.on = nil
 		u, _ = w.process(0)

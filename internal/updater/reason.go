@@ -26,6 +26,7 @@ const (
 	Downgrade           Reason = "downgrade"            // only lower versions fit, and allow-downgrade is off
 	UpToDate            Reason = "up-to-date"           // it runs the candidate
 	InProgress          Reason = "in-progress"          // a change of it is under way
+	Paused              Reason = "paused"               // a person paused everything
 	Held                Reason = "held"                 // a person wants it left as it is
 	Monitor             Reason = "monitor"              // mode monitor: told, not touched
 	Rejected            Reason = "rejected"             // the candidate was found bad on this workload

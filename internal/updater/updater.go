@@ -49,7 +49,8 @@ type Updater struct {
 	places []Place
 	log    *slog.Logger
 
-	steps steps // under way
+	steps steps  // under way
+	calls []call // by place
 
 	mu     sync.Mutex
 	rules  Rules
@@ -61,7 +62,11 @@ type Updater struct {
 
 // New returns an Updater. It starts nothing.
 func New(places []Place, rules Rules, log *slog.Logger) *Updater {
-	return &Updater{places: places, rules: rules, log: log, reload: make(chan struct{}), works: make([]*work, len(places)), waits: make([]bool, len(places))}
+	u := &Updater{places: places, rules: rules, log: log, reload: make(chan struct{}), works: make([]*work, len(places)), waits: make([]bool, len(places)), calls: make([]call, len(places))}
+	for i := range u.calls {
+		u.calls[i].rung = make(chan struct{}, 1)
+	}
+	return u
 }
 
 // Reload replaces the rules: passes that begin later go by them, a change
@@ -94,6 +99,8 @@ type Row struct {
 	Candidate *RowCandidate `json:"candidate"`
 	Reason    Reason        `json:"reason"`
 	Detail    string        `json:"detail"`
+	// Until is when the reason passes by itself, where that is known.
+	Until *time.Time `json:"until,omitempty"`
 	// Outcome is empty in a check.
 	Outcome Outcome `json:"outcome,omitempty"`
 }
@@ -182,6 +189,15 @@ func (u *Updater) passes(w *work, stop context.Context) {
 			w.wait()
 			return
 		case <-t.C:
+		case <-w.call.rung:
+			t.Stop()
+			names, all := w.call.take()
+			if all {
+				next = time.Now()
+				continue
+			}
+			rules.Registry.NewPass()
+			w.pass(stop, rules, names)
 		case <-reloaded:
 			t.Stop()
 			rules, reloaded = u.current()
@@ -329,66 +345,13 @@ func (u *Updater) check(ctx context.Context, rules Rules, names []string) ([]Row
 		}
 	}
 	slices.SortFunc(rows, func(a, b Row) int { return strings.Compare(a.Workload, b.Workload) })
-	var unknown []error
+	var wrong []error
 	for _, n := range names {
 		if !found[n] && !unasked {
-			unknown = append(unknown, fmt.Errorf("%w: no watched workload is called %q; updaterd check lists them, and the label updaterd.enable=true makes it one", ErrUnknownWorkload, n))
+			wrong = append(wrong, unknown(n))
 		}
 	}
-	return rows, errors.Join(unknown...)
-}
-
-// Forgotten is what Forget lifted.
-type Forgotten struct {
-	Rejected []Rejection
-	// Retry is the pause that was ended; nil when there was none.
-	Retry *Retry
-}
-
-// Forget lifts the rejections of the workloads that a person named, and ends
-// the pause after an attempt that was nobody's fault. It works beside a daemon.
-func (u *Updater) Forget(ctx context.Context, name string) (Forgotten, error) {
-	rules, _ := u.current()
-	var lifted Forgotten
-	known := false
-	for _, place := range u.places {
-		j := place.State.Journal()
-		memory, err := j.Recall(ctx)
-		if err != nil {
-			return Forgotten{}, err
-		}
-		for id := range memory {
-			if !names(name, place.Backend.Name(), id) {
-				continue
-			}
-			known = true
-			var was Record
-			err := j.Remember(ctx, map[string]func(*Record){id: func(m *Record) {
-				was = *m
-				m.Rejected, m.Retry = nil, nil
-			}})
-			if err != nil {
-				return Forgotten{}, err
-			}
-			for _, r := range was.Rejected {
-				e := Entry{At: time.Now(), Backend: place.Backend.Name(), Workload: id, Event: EventForgotten, To: r.Image, Why: r.Why}
-				if err := j.Note(ctx, e); err != nil {
-					return Forgotten{}, err
-				}
-				rules.Notifier.Notify(ctx, e)
-			}
-			lifted.Rejected = append(lifted.Rejected, was.Rejected...)
-			if was.Retry != nil {
-				lifted.Retry = was.Retry
-			}
-		}
-	}
-	if known {
-		return lifted, nil
-	}
-	// Nothing is remembered of it: then it must at least exist.
-	_, err := u.Check(ctx, []string{name})
-	return Forgotten{}, err
+	return rows, errors.Join(wrong...)
 }
 
 // names reports whether a name that a person gave means the workload id of a
@@ -443,7 +406,7 @@ func (u *Updater) leadPlace(stop context.Context, i int, together *crowd, leave 
 		rules, _ := u.current()
 		w := newWork(place, j, rules, u.log, &u.steps)
 		u.show(i, w)
-		w.lead, w.crowd, w.leave = lead, together, leave
+		w.call, w.lead, w.crowd, w.leave = &u.calls[i], lead, together, leave
 		end, done := both(lead, stop)
 		defer done()
 		do(w, end)

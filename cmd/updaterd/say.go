@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/updaterd/updaterd/internal/config"
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+// sayCommand is one command by which a person says something.
+type sayCommand struct {
+	verb        updater.Verb
+	use, short  string
+	long        string
+	done, as    string // "Held: local/web", "Held already: local/web"
+	lapses      bool   // --for
+	about       bool   // --digest
+	everything  bool   // it takes no workload
+	all, atOnce bool   // without a workload it is about all; its end is waited for
+}
+
+func sayCommands() []sayCommand {
+	return []sayCommand{
+		{verb: updater.SayHold, use: "hold WORKLOAD...", short: "Leave workloads as they are", lapses: true, done: "Held", as: "Held already",
+			long: "Leave workloads as they are until `updaterd release`. A change under way is finished."},
+		{verb: updater.SayRelease, use: "release WORKLOAD...", short: "End the hold of workloads", done: "Released", as: "Not held",
+			long: "End what `updaterd hold` began. The setting `mode: hold` is not touched by it."},
+		{verb: updater.SayApprove, use: "approve WORKLOAD...", short: "Approve the image that waits for it", lapses: true, about: true, done: "Approved", as: "Approved already",
+			long: "Approve the candidate of workloads whose mode is approve. It is for that digest alone."},
+		{verb: updater.SayReject, use: "reject WORKLOAD...", short: "Keep an image away from workloads", lapses: true, about: true, done: "Rejected", as: "Rejected already",
+			long: "Keep the candidate away from workloads, until `updaterd forget` or `updaterd approve`.\nThe next image gets its chance."},
+		{verb: updater.SayForget, use: "forget WORKLOAD...", short: "Lift the rejections of workloads, so that their images are tried again",
+			long: "Lift the rejections of workloads, so that their images are tried again in the next\npass, and end the pause after an attempt that was nobody's fault."},
+		{verb: updater.SayPause, use: "pause", short: "Begin no change of anything", lapses: true, everything: true, done: "Paused", as: "Paused already",
+			long: "Begin no new change of anything, until `updaterd resume`. A change under way is\nfinished, and one that went wrong is put back."},
+		{verb: updater.SayResume, use: "resume", short: "End the pause of everything", everything: true, done: "Resumed", as: "Not paused",
+			long: "End what `updaterd pause` began."},
+		{verb: updater.SayUpdate, use: "update [WORKLOAD...]", short: "Update now, whatever is waited for", all: true, atOnce: true, done: "To be updated", as: "To be updated already",
+			long: "Update workloads to their candidates now, and wait for the end: no window, no age, no\napproval and no pause after a failed attempt is waited for, and mode monitor does not\nstop it. What is held, paused or rejected stays so. Without a name: all that have an\nupdate."},
+		{verb: updater.SayRollback, use: "rollback WORKLOAD...", short: "Go back to the image before, now", about: true, atOnce: true, done: "To be rolled back", as: "Rolled back already",
+			long: "Go back to the image that ran before the last update, as far as the setting keep\nkeeps it, and wait for the end. It is a change like any other: it is judged, and put\nback if the old image is bad by now. The image moved off is then rejected there\n(rolled-back), until `updaterd forget`."},
+	}
+}
+
+// sayings makes the commands.
+func (p program) sayings(s *shared) []*cobra.Command {
+	var all []*cobra.Command
+	for _, def := range sayCommands() {
+		c := &cobra.Command{Use: def.use, Short: def.short, Long: def.long, Args: cobra.MinimumNArgs(1)}
+		c.Long += "\nIt works with and without a daemon."
+		switch {
+		case def.everything:
+			c.Args = cobra.NoArgs
+		case def.all:
+			c.Args = cobra.ArbitraryArgs
+		}
+		if !def.everything {
+			c.ValidArgsFunction = p.completeWorkloads(s)
+		}
+		o := outputFlag(c)
+		said := updater.Saying{Verb: def.verb}
+		var lasts string
+		c.Flags().StringVarP(&said.Why, "message", "m", "", "why, for the history")
+		if def.lapses {
+			c.Flags().StringVar(&lasts, "for", "", "`DURATION` (12h, 3d) after which it lapses by itself")
+		}
+		if def.about {
+			c.Flags().StringVar(&said.Digest, "digest", "", "the `DIGEST` that is meant, whole, with sha256:")
+		}
+		c.RunE = func(c *cobra.Command, args []string) error {
+			said, now := said, time.Now()
+			said.Workloads, said.Who = args, p.person()
+			if lasts != "" {
+				d, err := config.ParseDuration(lasts)
+				if err != nil || d == 0 {
+					return usageError{fmt.Errorf("--for: %q is no time to last; write it as 12h or 3d", lasts)}
+				}
+				said.Until = now.Add(d)
+			}
+			cfg, err := p.load(s)
+			if err != nil {
+				return err
+			}
+			return p.say(c.Context(), cfg, *o, def, said)
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// say passes on what a person said, to the journal.
+func (p program) say(ctx context.Context, cfg *config.Config, o output, def sayCommand, s updater.Saying) error {
+	as := looks
+	if def.atOnce {
+		as = acts
+	}
+	w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), as)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	told, err := w.updater.Say(ctx, s)
+	w.flush(ctx)
+	if err != nil {
+		return err
+	}
+	if !def.atOnce {
+		return p.printTold(o, def, told, cfg.State)
+	}
+	var ids []string
+	for _, t := range told {
+		ids = append(ids, t.Workload)
+	}
+	if len(ids) == 0 {
+		return p.printTold(o, def, told, cfg.State)
+	}
+	rows, err := w.updater.Once(ctx, ids)
+	w.flush(ctx)
+	if errors.Is(err, updater.ErrLed) {
+		// The one that leads finds it in the journal.
+		if err := p.printTold(o, def, told, cfg.State); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintln(p.stderr, "The daemon takes it up in its next pass.")
+		return err
+	}
+	if err != nil && len(rows) == 0 {
+		return err
+	}
+	if err := errors.Join(p.printRows(o, rows, true), err); err != nil {
+		return err
+	}
+	if ctx.Err() != nil || slices.ContainsFunc(rows, undone) {
+		return errTrouble
+	}
+	return nil
+}
+
+// undone reports whether what a person asked for at once was not done.
+func undone(r updater.Row) bool {
+	return r.Trouble() || r.Outcome != updater.OutcomeCommitted && r.Reason != updater.UpToDate
+}
+
+// printTold prints what became of what a person said.
+func (p program) printTold(o output, def sayCommand, told []updater.Told, state string) error {
+	if o == asJSON {
+		return printJSON(p.stdout, told)
+	}
+	say := func(format string, args ...any) error {
+		_, err := fmt.Fprintf(p.stdout, format+"\n", args...)
+		return err
+	}
+	if len(told) == 0 {
+		return say("There is nothing to %s.", def.verb)
+	}
+	for _, t := range told {
+		what := t.Workload
+		if what == "" {
+			what = "everything on " + t.Backend
+		}
+		if t.Image != nil {
+			what += " (" + t.Image.Image + " " + short(t.Image.Digest) + ")"
+		}
+		var err error
+		switch {
+		case def.verb != updater.SayForget && t.Changed:
+			err = say("%s: %s", def.done, printable(what))
+		case def.verb != updater.SayForget:
+			err = say("%s: %s", def.as, printable(what))
+		case !t.Changed:
+			err = say("There is nothing to forget of %s (state: %s).", printable(what), state)
+		default:
+			if r := t.Retry; r != nil {
+				err = say("Tried again in the next pass: %s (%s)", short(r.Digest), printable(r.Why))
+			}
+			for _, r := range t.Rejected {
+				err = errors.Join(err, say("Forgotten: %s (%s: %s)", describe(r.Image), r.Reason, printable(r.Why)))
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// person is who runs this command, for the history; "" where that is not known.
+// Behind sudo it is whoever called that.
+func (p program) person() string {
+	if who := os.Getenv("SUDO_USER"); who != "" {
+		return who
+	}
+	u, err := user.Current()
+	if err != nil {
+		return ""
+	}
+	return u.Username
+}

@@ -1,0 +1,315 @@
+package updater_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/updaterd/updaterd/internal/backendtest"
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+// say says something about web, as ann.
+func (w *world) say(v updater.Verb, edits ...func(*updater.Saying)) ([]updater.Told, error) {
+	w.t.Helper()
+	u, _ := w.process(0)
+	s := updater.Saying{Verb: v, Word: updater.Word{Who: "ann"}}
+	if v != updater.SayPause && v != updater.SayResume {
+		s.Workloads = []string{"web"}
+	}
+	for _, edit := range edits {
+		edit(&s)
+	}
+	return u.Say(w.t.Context(), s)
+}
+
+// said requires that it did, or did not, change anything.
+func (w *world) said(changed bool, v updater.Verb, edits ...func(*updater.Saying)) updater.Told {
+	w.t.Helper()
+	told, err := w.say(v, edits...)
+	require.NoError(w.t, err)
+	require.Len(w.t, told, 1)
+	require.Equal(w.t, changed, told[0].Changed)
+	return told[0]
+}
+
+func lasts(d time.Duration) func(*updater.Saying) {
+	return func(s *updater.Saying) { s.Until = time.Now().Add(d) }
+}
+
+func (w *world) reason() updater.Reason {
+	w.t.Helper()
+	rows, err := w.check("web")
+	require.NoError(w.t, err)
+	return rows[0].Reason
+}
+
+func TestHoldAndRelease(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.said(false, updater.SayRelease)
+		w.said(true, updater.SayHold)
+		w.said(false, updater.SayHold)
+		require.Equal(t, updater.Held, w.web().Reason)
+		w.said(true, updater.SayRelease)
+		w.said(false, updater.SayRelease)
+
+		w.said(true, updater.SayHold, lasts(time.Hour))
+		r := w.web()
+		require.Equal(t, updater.Held, r.Reason)
+		require.WithinDuration(t, time.Now().Add(time.Hour), *r.Until, 0)
+		time.Sleep(time.Hour)
+		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+		w.told(updater.EventHeld, updater.EventReleased, updater.EventHeld, updater.EventUpdated)
+
+		all, err := (&backendtest.State{Disk: w.disk}).History(t.Context(), 0)
+		require.NoError(t, err)
+		require.Equal(t, "ann", all[1].Who)
+		require.Equal(t, "local/web", all[1].Workload)
+		require.False(t, all[1].At.IsZero())
+	})
+}
+
+func TestPauseIsOfEverything(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.run("db", backendtest.Good)
+		w.said(false, updater.SayResume)
+		w.said(true, updater.SayPause, func(s *updater.Saying) { s.Why = "the fair" })
+		w.said(false, updater.SayPause)
+		for _, r := range w.once() {
+			require.Equal(t, updater.Paused, r.Reason)
+			require.Contains(t, r.Detail, "by ann: the fair")
+		}
+		w.said(true, updater.SayResume)
+		for _, r := range w.once() {
+			require.Equal(t, updater.OutcomeCommitted, r.Outcome)
+		}
+		require.Equal(t, []updater.Event{updater.EventPaused, updater.EventResumed}, w.history()[:2])
+	})
+}
+
+func TestApproveAndReject(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.Mode = updater.ModeApprove
+		require.Equal(t, updater.NeedsApproval, w.web().Reason)
+		told := w.said(true, updater.SayApprove, lasts(time.Hour))
+		require.Equal(t, newDigest, told.Image.Digest)
+		require.Equal(t, updater.Update, w.reason())
+		time.Sleep(time.Hour)
+		require.Equal(t, updater.NeedsApproval, w.reason())
+
+		w.said(true, updater.SayReject)
+		w.said(false, updater.SayReject)
+		require.Equal(t, updater.Rejected, w.reason())
+		// The last word counts.
+		w.said(true, updater.SayApprove)
+		w.said(false, updater.SayApprove)
+		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+		w.told(updater.EventApproved, updater.EventRejected, updater.EventApproved, updater.EventUpdated)
+		_, err := w.say(updater.SayApprove)
+		require.ErrorIs(t, err, updater.ErrNot, "there is nothing to approve")
+	})
+}
+
+func TestApprovalIsOfOneDigest(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.Mode = updater.ModeApprove
+		w.said(true, updater.SayApprove, func(s *updater.Saying) { s.Digest = "sha256:another" })
+		require.Equal(t, updater.NeedsApproval, w.reason())
+	})
+}
+
+func TestUpdateNow(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.MinAge = 100 * time.Hour
+		require.Equal(t, updater.TooYoung, w.web().Reason)
+		w.said(true, updater.SayUpdate)
+		w.said(false, updater.SayUpdate)
+		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+		require.Nil(t, w.record("local/web").Asked)
+		w.told(updater.EventUpdateAsked, updater.EventUpdated)
+
+		// What there is nothing to do for is not asked for later.
+		w.said(true, updater.SayUpdate)
+		require.Equal(t, updater.UpToDate, w.web().Reason)
+		require.Nil(t, w.record("local/web").Asked)
+	})
+	inWorld(t, backendtest.PortTaken, func(t *testing.T, w *world) {
+		w.said(true, updater.SayUpdate)
+		require.Equal(t, updater.OutcomeRestored, w.web().Outcome)
+		require.Equal(t, updater.Surroundings, w.web().Reason, "it was tried, and is not tried without end")
+	})
+}
+
+func TestUpdateOfAllAsksOnlyWhereThereIsSomething(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.run("other", "")
+		told, err := w.say(updater.SayUpdate, func(s *updater.Saying) { s.Workloads = nil })
+		require.NoError(t, err)
+		require.Len(t, told, 1)
+		require.Equal(t, "local/web", told[0].Workload)
+	})
+}
+
+func TestRollback(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.Keep = 1
+		_, err := w.say(updater.SayRollback)
+		require.ErrorIs(t, err, updater.ErrNot)
+		require.ErrorContains(t, err, "no earlier image of it is kept")
+		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+
+		told := w.said(true, updater.SayRollback, func(s *updater.Saying) { s.Why = "it is slow" })
+		require.Equal(t, oldDigest, told.Image.Digest)
+		w.said(false, updater.SayRollback)
+		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+		w.holds(oldDigest, "what a person went back to")
+		w.told(updater.EventUpdated, updater.EventRollbackAsked, updater.EventRolledBack)
+
+		r := w.web()
+		require.Equal(t, updater.RolledBack, r.Reason, "it sticks")
+		require.Contains(t, r.Detail, "by ann: it is slow")
+		_, err = w.say(updater.SayRollback)
+		require.ErrorIs(t, err, updater.ErrNot, "going back twice is not going forward")
+		w.said(false, updater.SayRollback, func(s *updater.Saying) { s.Digest = oldDigest })
+
+		w.said(true, updater.SayForget)
+		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+		w.holds(newDigest, "what a person let have another chance")
+	})
+}
+
+func TestRollbackToABadImageIsPutBack(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.Keep = 1
+		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+		w.host.Image(oldDigest, backendtest.Exits)
+		w.said(true, updater.SayRollback)
+		require.Equal(t, updater.OutcomeRestored, w.web().Outcome)
+		w.holds(newDigest, "what ran")
+		require.Equal(t, updater.UpToDate, w.web().Reason)
+		_, err := w.say(updater.SayRollback)
+		require.ErrorIs(t, err, updater.ErrNot, "that one was found bad")
+	})
+}
+
+// TestDaemonActsByAWordAtOnce, and not when its next pass comes.
+func TestDaemonActsByAWordAtOnce(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.Mode = updater.ModeApprove
+		u, stop := w.daemon()
+		time.Sleep(time.Minute)
+		say := func(v updater.Verb) {
+			_, err := u.Say(t.Context(), updater.Saying{Verb: v, Workloads: []string{"web"}})
+			require.NoError(t, err)
+			time.Sleep(40 * time.Second)
+		}
+		say(updater.SayApprove)
+		w.holds(newDigest, "approved")
+		say(updater.SayRollback)
+		w.holds(oldDigest, "rolled back")
+		stop()
+	})
+}
+
+// TestWordsThatMakeNoSense change nothing.
+func TestWordsThatMakeNoSense(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		of := func(names ...string) func(*updater.Saying) {
+			return func(s *updater.Saying) { s.Workloads = names }
+		}
+		digest := func(d string) func(*updater.Saying) {
+			return func(s *updater.Saying) { s.Digest = d }
+		}
+		for name, c := range map[string]struct {
+			verb updater.Verb
+			edit func(*updater.Saying)
+			want error
+		}{
+			"an unknown verb":               {"restart", of("web"), updater.ErrSaying},
+			"nothing to hold":               {updater.SayHold, of(), updater.ErrSaying},
+			"a pause of one":                {updater.SayPause, of("web"), updater.ErrSaying},
+			"a hold that lapsed":            {updater.SayHold, lasts(-time.Second), updater.ErrSaying},
+			"a release that lapses":         {updater.SayRelease, lasts(time.Second), updater.ErrSaying},
+			"a digest to hold":              {updater.SayHold, digest("sha256:1"), updater.ErrSaying},
+			"half a digest":                 {updater.SayApprove, digest("1234"), updater.ErrSaying},
+			"a digest of two":               {updater.SayApprove, func(s *updater.Saying) { s.Digest = "sha256:1"; s.Workloads = []string{"web", "db"} }, updater.ErrSaying},
+			"a workload that is not there":  {updater.SayHold, of("web", "nobody"), updater.ErrUnknownWorkload},
+			"no name":                       {updater.SayForget, of(""), updater.ErrUnknownWorkload},
+			"everything as if a workload":   {updater.SayHold, of(updater.Everything), updater.ErrUnknownWorkload},
+			"a look at what is not there":   {updater.SayCheck, of("nobody"), updater.ErrUnknownWorkload},
+			"back to what never ran":        {updater.SayRollback, digest("sha256:1"), updater.ErrNot},
+			"an update of what is not here": {updater.SayUpdate, of("nobody"), updater.ErrUnknownWorkload},
+		} {
+			_, err := w.say(c.verb, c.edit)
+			require.ErrorIs(t, err, c.want, name)
+		}
+		require.Empty(t, w.history())
+		w.host.Down(true)
+		_, err := w.say(updater.SayHold)
+		require.ErrorIs(t, err, updater.ErrNot, "nobody knows whether it is there")
+	})
+}
+
+// TestWordsNeedTheJournal: nothing is said to be remembered that is not.
+func TestWordsNeedTheJournal(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		full := errors.New("disk full")
+		u := updater.New([]updater.Place{{Backend: &backendtest.Process{Host: w.host, ID: "local"}, State: broken{&backendtest.State{Disk: w.disk}, full}}}, w.rules(), discard())
+		for _, v := range updater.Verbs() {
+			s := updater.Saying{Verb: v, Workloads: []string{"web"}}
+			if v == updater.SayPause || v == updater.SayResume {
+				s.Workloads = nil
+			}
+			if _, err := u.Say(t.Context(), s); v != updater.SayRelease && v != updater.SayResume && v != updater.SayForget && v != updater.SayRollback && v != updater.SayCheck {
+				require.ErrorIs(t, err, full, v)
+			}
+		}
+		require.Empty(t, w.history())
+	})
+}
+
+// broken is a state whose journal can be read only.
+type broken struct {
+	*backendtest.State
+	err error
+}
+
+func (b broken) Journal() updater.Journal { return readOnly{b.State.Journal(), b.err} }
+
+type readOnly struct {
+	updater.Journal
+	err error
+}
+
+func (r readOnly) Note(context.Context, updater.Entry) error { return r.err }
+func (r readOnly) Remember(context.Context, map[string]func(*updater.Record)) error {
+	return r.err
+}
+
+// TestCrashAtEveryStepOfARollback: whoever dies where, it ends where the person
+// wanted to be, and stays there.
+func TestCrashAtEveryStepOfARollback(t *testing.T) {
+	died := true
+	for step := 1; died; step++ {
+		inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+			require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+			w.said(true, updater.SayRollback)
+			u, d := w.process(step)
+			_, _ = u.Once(t.Context(), nil)
+			died = d.dead
+			w.once()
+			w.once()
+			w.holds(oldDigest, d.what)
+			m := w.record("local/web")
+			require.Nil(t, m.Asked, d.what)
+			require.Equal(t, oldDigest, m.Committed.Digest, d.what)
+			require.Len(t, m.Rejected, 1, d.what)
+			require.Equal(t, updater.RolledBack, m.Rejected[0].Reason, d.what)
+			require.Equal(t, newDigest, m.Rejected[0].Digest, d.what)
+			require.Equal(t, updater.RolledBack, w.web().Reason, d.what)
+		})
+	}
+}
