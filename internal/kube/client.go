@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/go-logr/logr"
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -90,29 +91,34 @@ func NewClient(config *rest.Config) (*Client, error) {
 	return c, nil
 }
 
+// unlogged keeps client-go from logging what it returns as an error besides.
+func unlogged(ctx context.Context) context.Context {
+	return logr.NewContext(ctx, logr.Discard())
+}
+
 // Watch follows what becomes of the objects of a namespace.
 func (c *Client) Watch(ctx context.Context, r Resource, namespace string, o metav1.ListOptions) (watch.Interface, error) {
 	o.Watch = true
 	return c.by[r.GroupVersion].Get().NamespaceIfScoped(namespace, namespace != "").Resource(r.Name).
-		VersionedParams(&o, c.param).Watch(ctx)
+		VersionedParams(&o, c.param).Watch(unlogged(ctx))
 }
 
 // Get reads one object into out.
 func (c *Client) Get(ctx context.Context, r Resource, namespace, name string, out runtime.Object) error {
-	return c.by[r.GroupVersion].Get().Namespace(namespace).Resource(r.Name).Name(name).Do(ctx).Into(out)
+	return c.by[r.GroupVersion].Get().Namespace(namespace).Resource(r.Name).Name(name).Do(unlogged(ctx)).Into(out)
 }
 
 // List reads all objects of a namespace ("" is every namespace) into out.
 func (c *Client) List(ctx context.Context, r Resource, namespace string, o metav1.ListOptions, out runtime.Object) error {
 	return c.by[r.GroupVersion].Get().NamespaceIfScoped(namespace, namespace != "").Resource(r.Name).
-		VersionedParams(&o, c.param).Do(ctx).Into(out)
+		VersionedParams(&o, c.param).Do(unlogged(ctx)).Into(out)
 }
 
 // Create makes an object; out may be the same.
 func (c *Client) Create(ctx context.Context, r Resource, namespace string, object, out runtime.Object) error {
 	o := metav1.CreateOptions{FieldManager: manager}
 	return c.by[r.GroupVersion].Post().NamespaceIfScoped(namespace, namespace != "").Resource(r.Name).
-		VersionedParams(&o, c.param).Body(object).Do(ctx).Into(out)
+		VersionedParams(&o, c.param).Body(object).Do(unlogged(ctx)).Into(out)
 }
 
 // Update replaces an object; its resourceVersion, where it has one, must be the
@@ -120,7 +126,7 @@ func (c *Client) Create(ctx context.Context, r Resource, namespace string, objec
 func (c *Client) Update(ctx context.Context, r Resource, namespace, name string, object, out runtime.Object) error {
 	o := metav1.UpdateOptions{FieldManager: manager}
 	return c.by[r.GroupVersion].Put().Namespace(namespace).Resource(r.Name).Name(name).
-		VersionedParams(&o, c.param).Body(object).Do(ctx).Into(out)
+		VersionedParams(&o, c.param).Body(object).Do(unlogged(ctx)).Into(out)
 }
 
 // Patch changes part of an object. dry: the API server says what it would answer,
@@ -131,10 +137,10 @@ func (c *Client) Patch(ctx context.Context, r Resource, namespace, name string, 
 		o.DryRun = []string{metav1.DryRunAll}
 	}
 	return c.by[r.GroupVersion].Patch(kind).Namespace(namespace).Resource(r.Name).Name(name).
-		VersionedParams(&o, c.param).Body(patch).Do(ctx).Into(out)
+		VersionedParams(&o, c.param).Body(patch).Do(unlogged(ctx)).Into(out)
 }
 
 // Delete removes an object, if it still is the one that the preconditions name.
 func (c *Client) Delete(ctx context.Context, r Resource, namespace, name string, o metav1.DeleteOptions) error {
-	return c.by[r.GroupVersion].Delete().Namespace(namespace).Resource(r.Name).Name(name).Body(&o).Do(ctx).Error()
+	return c.by[r.GroupVersion].Delete().Namespace(namespace).Resource(r.Name).Name(name).Body(&o).Do(unlogged(ctx)).Error()
 }

@@ -369,6 +369,10 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 			}
 		}
 	}
+	pending, waits := o.rollout()
+	if side == updater.OldSide && (o.kind == "cronjob" || waits != "") {
+		return ob, nil // it is back, and nothing of it is to run now
+	}
 	if o.kind == "cronjob" {
 		return c.observeRun(ctx, o, ct, m, ob)
 	}
@@ -382,7 +386,7 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 		since = ch.Since
 	}
 	b := blame(o, pods, images, ct.name, since)
-	ob.Pending, ob.Waits = o.rollout()
+	ob.Pending, ob.Waits = pending, waits
 	ob.Fault, ob.Blame, ob.Logs, ob.Started = b.fault, b.verdict, b.logs, b.restarted
 	ob.Progress = 1 + int(o.updated) + b.ready
 	if ob.Pending != "" && ob.Fault == "" && !speaksAgainst(o, pods, images, ct.name) {
