@@ -324,6 +324,7 @@ func TestSomebodyElsesImageIsLeftAlone(t *testing.T) {
 	}{
 		"an image before the patch":  {at: "before", do: []string{"set", "image", "deployment/web", "app=THEIRS"}, want: updater.OutcomeSuperseded},
 		"an image after the patch":   {at: "after", do: []string{"set", "image", "deployment/web", "app=THEIRS"}, want: updater.OutcomeSuperseded},
+		"back to the old image":      {at: "after", do: []string{"set", "image", "deployment/web", "app=OLD"}, want: updater.OutcomeSuperseded},
 		"scaled before the patch":    {at: "before", do: []string{"scale", "deployment/web", "--replicas=3"}, want: updater.OutcomeCommitted},
 		"scaled after the patch":     {at: "after", do: []string{"scale", "deployment/web", "--replicas=3"}, want: updater.OutcomeCommitted},
 		"restarted after the patch":  {at: "after", do: []string{"rollout", "restart", "deployment/web"}, want: updater.OutcomeCommitted},
@@ -339,7 +340,7 @@ func TestSomebodyElsesImageIsLeftAlone(t *testing.T) {
 			digest := p.Good("web:1", "2")
 			args := append([]string{}, tt.do...)
 			for i := range args {
-				args[i] = strings.Replace(args[i], "THEIRS", p.Ref("theirs:1"), 1)
+				args[i] = strings.NewReplacer("THEIRS", p.Ref("theirs:1"), "OLD", p.Ref("web:1")).Replace(args[i])
 			}
 			done := false
 			meddle := func(c rig.Call) error {
@@ -358,9 +359,13 @@ func TestSomebodyElsesImageIsLeftAlone(t *testing.T) {
 			require.True(t, done)
 			require.Equal(t, tt.want, row.Outcome, row.Detail)
 			image := p.WaitDone("deployment/web").Image("app")
-			if tt.want == updater.OutcomeSuperseded {
+			switch {
+			case strings.HasSuffix(args[len(args)-1], p.Ref("web:1")):
+				require.Equal(t, p.Ref("web:1"), image)
+				require.Equal(t, updater.RolledBack, p.pass()["deployment/web/app"].Reason, "it sticks")
+			case tt.want == updater.OutcomeSuperseded:
 				require.Equal(t, p.Ref("theirs:1"), image)
-			} else {
+			default:
 				require.Equal(t, p.Ref("web:1")+"@"+digest, image)
 			}
 		})

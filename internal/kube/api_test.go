@@ -40,6 +40,8 @@ type server struct {
 	fail     int  // the nth write from now on fails; 0: none
 	done     bool // after it was done
 	struck   bool
+	// admit, when set, is what admission makes of a patched object, as JSON.
+	admit func(string) string
 	// before is called before a write is made, without the lock.
 	before func(method, path string)
 }
@@ -357,6 +359,9 @@ func (s *server) patch(key, resource string, body []byte, dry bool, answer func(
 	raw, err := strategicpatch.StrategicMergePatch([]byte(toJSON(was)), body, kind)
 	if err != nil {
 		panic(err)
+	}
+	if s.admit != nil {
+		raw = []byte(s.admit(string(raw)))
 	}
 	if dry {
 		answer(http.StatusOK, fromJSON(raw))

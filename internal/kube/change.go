@@ -284,6 +284,12 @@ func (c *Cluster) Apply(ctx context.Context, ch updater.Change) (updater.Applied
 		return updater.Applied{}, err
 	}
 	o, err := c.write(ctx, org, org.ResourceVersion, org.Before, to, false)
+	if errors.Is(err, updater.ErrSuperseded) {
+		// Unless it is what admission made of our own patch, before a crash.
+		if live, lost := c.get(ctx, org.Namespace, org.Kind, org.Name); lost == nil && live != nil && live.UID == org.UID && live.writtenByUs(org.Before) {
+			o, err = live, nil
+		}
+	}
 	if err != nil {
 		return updater.Applied{}, err
 	}
@@ -293,6 +299,17 @@ func (c *Cluster) Apply(ctx context.Context, ch updater.Change) (updater.Applied
 		return updater.Applied{}, fmt.Errorf("recording what change %s made: %w", ch.ID, err)
 	}
 	return updater.Applied{Mark: raw}, nil
+}
+
+// writtenByUs reports whether these containers have other images than before, and
+// updaterd was the last to write them.
+func (o *owner) writtenByUs(before map[string]string) bool {
+	for name, image := range before {
+		if c, ok := o.container(name); !ok || c.image == image || c.written != manager {
+			return false
+		}
+	}
+	return true
 }
 
 // ours are the images that a change wrote, as the API server answered them, or, when

@@ -198,6 +198,28 @@ func TestAConflictIsReadAgain(t *testing.T) {
 	}
 }
 
+func TestWhatAdmissionMakesOfAnImageIsOurs(t *testing.T) {
+	s, c := web(t)
+	s.admit = func(object string) string {
+		return strings.ReplaceAll(object, "reg.example/app:2@", "mirror.example/app:2@")
+	}
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	ch = apply(t, c, ch)
+	crashed := ch
+	crashed.Mark = nil
+	for _, ch := range []updater.Change{ch, crashed} {
+		a, err := s.cluster(t).Apply(t.Context(), ch) // again, after a crash
+		require.NoError(t, err)
+		ch.Mark = a.Mark
+		o, err := s.cluster(t).Observe(t.Context(), ch, 0, updater.NewSide)
+		require.NoError(t, err)
+		require.Empty(t, o.MovedOff+o.Pending+o.Fault)
+	}
+	_, err := goBack(t, s.cluster(t), crashed)
+	require.NoError(t, err)
+	require.Equal(t, app1, s.images("deployments", "web")["app"])
+}
+
 func TestALostLeadWritesNothingMore(t *testing.T) {
 	s, c := web(t)
 	ch := wish(t, "deployment/web/app "+app1+" "+app2)
@@ -245,10 +267,12 @@ func TestTheirsWinsOnlyForWhatWasWritten(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, o.Fault)
 	s.set(t, "web", "app", "reg.example/app:9")
+	o, err = s.cluster(t).Observe(t.Context(), ch, 0, updater.NewSide)
+	require.NoError(t, err)
+	require.Contains(t, o.MovedOff, "somebody moved it to reg.example/app:9")
 	o, err = s.cluster(t).Observe(t.Context(), ch, 1, updater.NewSide)
 	require.NoError(t, err)
-	require.Contains(t, o.Fault, "somebody else")
-	require.False(t, o.Running)
+	require.Empty(t, o.MovedOff)
 	_, err = goBack(t, c, ch)
 	require.ErrorIs(t, err, updater.ErrSuperseded)
 	require.Equal(t, map[string]string{"app": "reg.example/app:9", "side": side1}, s.images("deployments", "web"))
@@ -371,21 +395,14 @@ func TestAPullThatFailsIsTheSurroundings(t *testing.T) {
 
 func TestAReadinessProbeThatFailsSpeaksAgainstTheImage(t *testing.T) {
 	_, c := web(t)
-	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" reg.example/app:2-notready"))
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" reg.example/app:2-notready", "deployment/web/side "+side1+" "+side2))
 	o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
 	require.NoError(t, err)
 	require.NotEmpty(t, o.Pending)
 	require.Empty(t, o.Fault)
-	o, err = c.Observe(t.Context(), wishMarked(ch, "deployment/web/side"), 0, updater.NewSide)
+	o, err = c.Observe(t.Context(), ch, 1, updater.NewSide)
 	require.NoError(t, err)
 	require.Equal(t, updater.Unclear, o.Blame, "and not against another of the pod")
-}
-
-// wishMarked is a change as applied, looked at as one of another container.
-func wishMarked(ch updater.Change, id string) updater.Change {
-	ch.Parts = []updater.Part{ch.Parts[0]}
-	ch.Parts[0].Workload = "prod/shop/" + id
-	return ch
 }
 
 func cron(name, image string) *batchv1.CronJob {

@@ -363,10 +363,8 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 		if err != nil {
 			return updater.Observation{}, err
 		}
-		for name, image := range o.images(org.Before) {
-			if image != ours[name] {
-				return updater.Observation{Fault: fmt.Sprintf("somebody else wrote another image, %s", image), Blame: updater.Unclear}, nil
-			}
+		if ct.image != ours[ct.name] {
+			return updater.Observation{MovedOff: fmt.Sprintf("somebody moved it to %s while it was being updated", ct.image)}, nil
 		}
 	}
 	pending, waits := o.rollout()

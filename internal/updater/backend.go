@@ -133,6 +133,9 @@ type Result struct {
 type Observation struct {
 	// Gone: this side does not exist (any more).
 	Gone bool
+	// MovedOff says what somebody else put in the place of the image that the change
+	// brought; "" where it is still there.
+	MovedOff string
 	// Undone: the side exists, but a Restore of it had already begun; only
 	// Restore may touch it now.
 	Undone bool

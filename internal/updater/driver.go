@@ -138,6 +138,10 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 			return c, false
 		case Good:
 		default:
+			if r.movedOff {
+				c.Superseded, c.Reason, c.Culprit = true, RolledBack, r.part
+				return goBack(c, "", r.said(c)), true
+			}
 			c.Logs, c.LogsOf, c.Culprit = r.logs, r.part, r.part
 			return goBack(c, r.verdict, r.said(c)), true
 		}
@@ -290,7 +294,8 @@ func (d *driver) settle(ctx context.Context, c Change) error {
 		v := c.verdictOn(p)
 		brokenOff := c.Phase == Refused && c.Verdict == "" && c.Reason == ""
 		answered := p.Asked != nil && !brokenOff
-		if v == "" && p.Back == "" && !c.suspects(p) && !answered {
+		off := c.Phase == Superseded && c.Reason == RolledBack && p.Changes() && (c.Culprit == "" || c.Culprit == p.Workload)
+		if v == "" && p.Back == "" && !c.suspects(p) && !answered && !off {
 			continue
 		}
 		edits[p.Workload] = func(m *Record) {
@@ -300,6 +305,9 @@ func (d *driver) settle(ctx context.Context, c Change) error {
 			}
 			if c.suspects(p) {
 				m.Apart = p.To.Digest
+			}
+			if off { // a person's word sticks, in the middle of an update as well
+				m.reject(Rejection{Image: p.To, Reason: RolledBack, Why: c.Why, At: c.Ended})
 			}
 			if c.Phase == Committed && p.Changes() {
 				m.moved(p, c.Ended)
@@ -323,7 +331,9 @@ type ruling struct {
 	verdict Verdict
 	why     string
 	part    string // the workload that it is about
-	logs    string
+	// movedOff: somebody else decided.
+	movedOff bool
+	logs     string
 }
 
 // said is the sentence, with the workload that it is about where the change has
@@ -400,6 +410,7 @@ func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed 
 func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) (r ruling, waits bool, err error) {
 	all := ruling{verdict: Good}
 	open, waiting := 0, 0
+	var off ruling
 	for i, p := range c.Parts {
 		if p.Idle || !p.Healthy && (side == OldSide || !p.Changes()) {
 			continue
@@ -407,6 +418,14 @@ func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) 
 		o, err := d.backend.Observe(ctx, c, i, side)
 		if err != nil {
 			return ruling{}, false, err
+		}
+		if o.MovedOff != "" {
+			part := p.Workload
+			if off.movedOff {
+				part = "" // not it alone
+			}
+			off = ruling{verdict: Unclear, movedOff: true, part: part, why: o.MovedOff}
+			continue
 		}
 		switch v, why := gates[i].judge(o, time.Now()); v {
 		case Good:
@@ -424,6 +443,9 @@ func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) 
 				all = ruling{verdict: v, why: why, part: p.Workload, logs: o.Logs}
 			}
 		}
+	}
+	if off.movedOff {
+		return off, false, nil
 	}
 	return all, all.verdict == "" && open == waiting, nil
 }

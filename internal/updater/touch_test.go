@@ -18,6 +18,7 @@ import (
 type template struct {
 	*backendtest.Process
 	waits atomic.Bool // no copy of anything is wanted
+	moved string      // the workload that somebody moves off its new image
 	pins  map[string]string
 }
 
@@ -36,6 +37,9 @@ func (b *template) Observe(ctx context.Context, c updater.Change, part int, s up
 	o, err := b.Process.Observe(ctx, c, part, s)
 	if s == updater.NewSide && b.waits.Load() {
 		o.Waits = "it is scaled to 0"
+	}
+	if s == updater.NewSide && c.Parts[part].Workload == b.moved {
+		o.MovedOff = "somebody moved it"
 	}
 	return o, err
 }
@@ -151,5 +155,17 @@ func TestWhatGoingBackWroteIsNoPin(t *testing.T) {
 		place.pins = map[string]string{"local/a": "a:1@" + oldDigest}
 		require.Equal(t, updater.OutcomeRestored, pass(t, u)["local/a"].Outcome)
 		require.Equal(t, []string{"a:1@" + oldDigest}, w.record("local/a").Wrote)
+	})
+}
+
+func TestAPersonsWordInTheMiddleOfAnUpdateSticks(t *testing.T) {
+	inTemplate(t, backendtest.Good, backendtest.Good, func(w *world, place *template, u *updater.Updater) {
+		place.moved = "local/a"
+		rows := pass(t, u)
+		require.Equal(t, updater.OutcomeSuperseded, rows["local/a"].Outcome)
+		require.Len(t, w.record("local/a").Rejected, 1)
+		require.Equal(t, updater.RolledBack, w.record("local/a").Rejected[0].Reason)
+		require.Equal(t, newOf("a"), w.record("local/a").Rejected[0].Digest)
+		require.Empty(t, w.record("local/b").Rejected, "nobody said a word about it")
 	})
 }
