@@ -45,9 +45,11 @@ type Harness struct {
 	// from 1, before or after it was done, and reports whether it came to that.
 	// With 0 nothing fails any more.
 	Fail func(n int, done bool) (struck func() bool)
-	// Stride thins the calls that are made to fail in a group, for a backend where
-	// each takes seconds: with 3, every third. 0 is every one.
-	Stride int
+	// Calls notes the kinds of the calls that change something from now on, and
+	// returns what tells them, in order. It is for a backend where each takes
+	// seconds: of each kind, only the last call of a group is made to fail before it
+	// was done, and the first one after. nil: every call is.
+	Calls func() (made func() []string)
 }
 
 // Run holds a backend to the contract of updater.Backend.
@@ -62,6 +64,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("a workload that vanished before the swap is not made up", c.vanished)
 	t.Run("a workload that somebody replaced before the swap is left alone", c.superseded)
 	t.Run("a workload that somebody replaced before the restore is left alone", c.replacedBeforeRestore)
+	t.Run("a new side that somebody removed before the commit is not what remains", c.removedBeforeCommit)
 	t.Run("an original that somebody removed in the middle comes back as a copy", c.originalRemoved)
 	t.Run("an update whose calls fail once, done or not, ends well", c.failures)
 	t.Run("a restore whose calls fail once, done or not, ends well", c.failingRestore)
@@ -297,6 +300,21 @@ func (c contract) replacedBeforeRestore(t *testing.T) {
 	_, err := b.Restore(t.Context(), ch)
 	require.ErrorIs(t, err, updater.ErrSuperseded)
 	require.Equal(t, theirs, c.Look(t, name))
+}
+
+func (c contract) removedBeforeCommit(t *testing.T) {
+	const name = "uncommitted"
+	b := c.Backend(t)
+	ch := c.plan(t, b, c.Start(t, name, Good))
+	before := c.Look(t, name)
+	ch = c.swap(t, b, ch)
+	until(t, b, ch, updater.NewSide, "the new side", running)
+	c.Remove(t, name)
+	ch.Phase = updater.Committing
+	require.ErrorIs(t, b.Commit(t.Context(), ch), updater.ErrSuperseded)
+	require.ErrorIs(t, c.Backend(t).Commit(t.Context(), ch), updater.ErrSuperseded, "the second time")
+	c.restore(t, b, ch)
+	c.back(t, b, ch, name, before)
 }
 
 func (c contract) originalRemoved(t *testing.T) {

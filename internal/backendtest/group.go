@@ -27,6 +27,7 @@ func (c contract) group(t *testing.T) {
 	t.Run("a part that cannot start is the one that is blamed, and all come back", c.groupCannotStart)
 	t.Run("what others live in is blamed when its program ends", c.groupProviderExits)
 	t.Run("a part that somebody replaced before the swap is left alone, and the others with it", c.groupSuperseded)
+	t.Run("a new side that somebody removed before the commit brings all back", c.groupRemovedBeforeCommit)
 	t.Run("the original that others live in, removed in the middle, comes back as a copy with them in it", c.groupOriginalRemoved)
 	t.Run("an update whose calls fail once, done or not, ends well", c.groupFailures)
 	t.Run("a restore whose calls fail once, done or not, ends well", c.groupFailingRestore)
@@ -319,6 +320,20 @@ func (c contract) groupSuperseded(t *testing.T) {
 	c.nothingLeft(t, name)
 }
 
+func (c contract) groupRemovedBeforeCommit(t *testing.T) {
+	const name = "guncommitted"
+	b := c.Backend(t)
+	ch := c.planGroup(t, b, c.StartGroup(t, name, map[string]Behaviour{name: Good}))
+	before := c.lookAll(t, name)
+	ch = c.swap(t, b, ch)
+	c.untilAll(t, b, ch, updater.NewSide)
+	c.Remove(t, name+"-a")
+	ch.Phase = updater.Committing
+	require.ErrorIs(t, b.Commit(t.Context(), ch), updater.ErrSuperseded)
+	c.restore(t, b, ch)
+	c.allBack(t, b, ch, name, before)
+}
+
 func (c contract) groupOriginalRemoved(t *testing.T) {
 	const name = "gpruned"
 	b := c.Backend(t)
@@ -335,10 +350,46 @@ func (c contract) groupOriginalRemoved(t *testing.T) {
 	c.allBack(t, b, ch, name, before)
 }
 
+// failing calls try for each call that is to fail, counted from 1, until one fails
+// no more. Where they are thinned, dry makes them all first; one that runs through
+// comes last there too.
+func (c contract) failing(t *testing.T, done bool, dry func(), try func(n int) (struck bool)) {
+	if c.Calls == nil {
+		for n := 1; try(n) && !t.Failed(); n++ {
+		}
+		return
+	}
+	made := c.Calls()
+	dry()
+	c.Fail(0, false)
+	kinds := made()
+	require.NotEmpty(t, kinds)
+	seen := map[string]bool{}
+	for i := range kinds {
+		n := i + 1
+		if !done {
+			n = len(kinds) - i
+		}
+		if !seen[kinds[n-1]] {
+			seen[kinds[n-1]] = true
+			try(n)
+		}
+	}
+	try(len(kinds) + 1)
+}
+
 func (c contract) groupFailures(t *testing.T) {
-	for i, done := range []bool{false, true} {
-		struck := func() bool { return true }
-		for n := 1 + i%max(1, c.Stride); struck(); n += max(1, c.Stride) {
+	for _, done := range []bool{false, true} {
+		dry := func() {
+			name := fmt.Sprintf("gdry%v", done)
+			b := c.Backend(t)
+			ch := c.swap(t, b, c.planGroup(t, b, c.StartGroup(t, name, map[string]Behaviour{name: Good, name + "-b": Good})))
+			c.untilAll(t, b, ch, updater.NewSide)
+			ch.Phase = updater.Committing
+			require.NoError(t, b.Commit(t.Context(), ch))
+		}
+		c.failing(t, done, dry, func(n int) bool {
+			struck := func() bool { return false }
 			t.Run(fmt.Sprintf("call %d, done %v", n, done), func(t *testing.T) {
 				name := fmt.Sprintf("gfails%d%v", n, done)
 				b := c.Backend(t)
@@ -364,14 +415,21 @@ func (c contract) groupFailures(t *testing.T) {
 				c.restore(t, b, ch)
 				c.allBack(t, b, ch, name, before)
 			})
-		}
+			return struck()
+		})
 	}
 }
 
 func (c contract) groupFailingRestore(t *testing.T) {
-	for i, done := range []bool{false, true} {
-		struck := func() bool { return true }
-		for n := 1 + i%max(1, c.Stride); struck(); n += max(1, c.Stride) {
+	for _, done := range []bool{false, true} {
+		dry := func() {
+			name := fmt.Sprintf("gdryrestore%v", done)
+			b := c.Backend(t)
+			ch := c.swap(t, b, c.planGroup(t, b, c.StartGroup(t, name, map[string]Behaviour{name: Good, name + "-b": Unhealthy})))
+			c.restore(t, b, ch)
+		}
+		c.failing(t, done, dry, func(n int) bool {
+			struck := func() bool { return false }
 			t.Run(fmt.Sprintf("call %d, done %v", n, done), func(t *testing.T) {
 				name := fmt.Sprintf("gnorestore%d%v", n, done)
 				b := c.Backend(t)
@@ -387,16 +445,22 @@ func (c contract) groupFailingRestore(t *testing.T) {
 				}
 				c.allBack(t, b, ch, name, before)
 			})
-		}
+			return struck()
+		})
 	}
 }
 
 // groupTraces loses the record after every call of a swap: what is found then
 // is the whole group.
 func (c contract) groupTraces(t *testing.T) {
-	struck := func() bool { return true }
 	seen := map[updater.Phase]bool{}
-	for n := 1; struck(); n += max(1, c.Stride) {
+	dry := func() {
+		const name = "gdrytraces"
+		b := c.Backend(t)
+		c.swap(t, b, c.planGroup(t, b, c.StartGroup(t, name, map[string]Behaviour{name: Good})))
+	}
+	c.failing(t, true, dry, func(n int) bool {
+		struck := func() bool { return false }
 		t.Run(fmt.Sprintf("after call %d", n), func(t *testing.T) {
 			name := fmt.Sprintf("gtraced%d", n)
 			b := c.Backend(t)
@@ -449,6 +513,7 @@ func (c contract) groupTraces(t *testing.T) {
 			c.allBack(t, b, *lost, name, before)
 			require.Nil(t, mine(nil))
 		})
-	}
+		return struck()
+	})
 	require.Equal(t, map[updater.Phase]bool{updater.Restoring: true, updater.Judging: true}, seen)
 }

@@ -835,13 +835,17 @@ func (p *Process) run(ctx context.Context, c updater.Change, part int, where str
 	return updater.Result{}, nil
 }
 
-// Commit removes the old ones.
+// Commit removes the old ones, unless a new one has gone while all old ones are
+// there.
 func (p *Process) Commit(ctx context.Context, c updater.Change) error {
 	for i, part := range slices.Backward(c.Parts) {
 		if !part.Replace {
 			continue
 		}
-		err := p.do(ctx, c, i, "remove old", func(s situation, _ []situation) error {
+		err := p.do(ctx, c, i, "remove old", func(s situation, all []situation) error {
+			if overruled(all) {
+				return fmt.Errorf("%s: a new one has gone: %w", c.Unit, updater.ErrSuperseded)
+			}
 			if s.new != nil && s.new.Name == s.Name && s.old != nil {
 				delete(p.boxes, s.old.ID)
 			}
@@ -852,6 +856,18 @@ func (p *Process) Commit(ctx context.Context, c updater.Change) error {
 		}
 	}
 	return nil
+}
+
+// overruled: a new one has gone while all old ones are there.
+func overruled(all []situation) bool {
+	gone := false
+	for _, s := range all {
+		if s.Replace && s.old == nil {
+			return false
+		}
+		gone = gone || s.Replace && s.new == nil
+	}
+	return gone
 }
 
 // Restore goes back: the new ones give up the names first, so that a look after

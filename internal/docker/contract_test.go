@@ -74,7 +74,7 @@ func TestContract(t *testing.T) {
 			r.remove(t, r.name(name))
 			r.run(t, name, r.repo+":good-1", nil)
 		},
-		Fail:   r.failNth,
-		Stride: 13, // TestGroupCrashes comes to others
+		Fail:  r.failNth,
+		Calls: r.kinds, // TestGroupCrashes comes to others
 	})
 }

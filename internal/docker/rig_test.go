@@ -489,6 +489,40 @@ func (r *rig) failNth(n int, done bool) (struck func() bool) {
 	}
 }
 
+// kinds notes what the calls that change something do.
+func (r *rig) kinds() (made func() []string) {
+	var mu sync.Mutex
+	var kinds []string
+	f := func(call string, after bool) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if call != "" && after {
+			kinds = append(kinds, kindOfCall(call))
+		}
+		return nil
+	}
+	r.fail.Store(&f)
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(kinds)
+	}
+}
+
+// kindOfCall is a call without what it is about: "POST containers start".
+func kindOfCall(call string) string {
+	method, path, _ := strings.Cut(call, " /")
+	parts := strings.Split(path, "/")
+	if len(parts) > 1 && strings.HasPrefix(parts[0], "v1.") {
+		parts = parts[1:]
+	}
+	kind := method + " " + parts[0]
+	if last := parts[len(parts)-1]; method == http.MethodPost {
+		kind += " " + last
+	}
+	return kind
+}
+
 // crashAt makes the process die at the nth call that changes something: that
 // call and all others fail, until a new process begins with failNth(0, false).
 func (r *rig) crashAt(n int, done bool) (call func() string) {

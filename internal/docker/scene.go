@@ -430,6 +430,27 @@ func backwardAll(all []scene) (int, step) {
 	return 0, done
 }
 
+// unfinished: the original is there, and the new one is not in its place.
+func (s scene) unfinished() bool { return s.old.there() && s.new.place != asName }
+
+// removed is which part of a change that is to be committed has lost its new
+// container while its original is there, and none of the originals has been
+// removed by a commit; -1 if it is not so. A commit gives up what a copy would be
+// made from before it removes an original.
+func removed(all []scene) int {
+	lost := -1
+	for i, s := range all {
+		switch {
+		case s.still:
+		case !s.old.there() && !s.copyable:
+			return -1
+		case s.old.there() && !s.new.there():
+			lost = i
+		}
+	}
+	return lost
+}
+
 // hasPolicy: the original has the restart policy that it came with.
 func (s scene) hasPolicy() bool {
 	wanted := s.wanted.Name

@@ -514,23 +514,52 @@ func (h *Host) Commit(ctx context.Context, c updater.Change) error {
 	if err != nil {
 		return err
 	}
+	if err := overruled(all, scenes); err != nil {
+		return err
+	}
 	for _, p := range all {
 		if err := h.removeTests(ctx, p.Name); err != nil {
 			return err
 		}
 	}
-	for i, p := range slices.Backward(all) { // what uses others goes before these
-		if !p.Replace {
-			continue
-		}
+	for i, p := range slices.Backward(all) {
 		if p.Overlap {
 			if err := h.retire(ctx, p, &scenes[i], b[i]); err != nil {
 				return err
 			}
 		}
-		if err := h.commit(ctx, c, p, scenes[i], b[i]); err != nil {
+		// The copy that could be made from the kept image goes first, the original
+		// last: its removal is what ends the change.
+		if p.Replace && !scenes[i].unfinished() {
+			if p.Settings.Keep != 0 && scenes[i].new.place == asName && p.Changes() {
+				h.keepImage(ctx, c, p)
+			}
+			h.untagKept(ctx, p)
+		}
+	}
+	// That may have taken long.
+	if scenes, b, err = h.look(ctx, all); err != nil {
+		return err
+	}
+	if err := overruled(all, scenes); err != nil {
+		return err
+	}
+	for i, p := range slices.Backward(all) { // what uses others goes before these
+		if !p.Replace {
+			continue
+		}
+		if err := h.commit(ctx, p, scenes[i], b[i]); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// overruled is the error for a new container that somebody removed while its
+// original can still come back.
+func overruled(all []piece, scenes []scene) error {
+	if i := removed(scenes); i >= 0 {
+		return fmt.Errorf("container %s was removed before its original was: %w", all[i].Name, updater.ErrSuperseded)
 	}
 	return nil
 }
@@ -581,18 +610,12 @@ func (h *Host) detach(ctx context.Context, b *box) error {
 	return nil
 }
 
-func (h *Host) commit(ctx context.Context, c updater.Change, p piece, s scene, b boxes) error {
-	if s.old.there() && s.new.place != asName {
+func (h *Host) commit(ctx context.Context, p piece, s scene, b boxes) error {
+	if s.unfinished() {
 		// Never the last one of a workload, and never beside a stranger.
 		h.log.Warn("original is kept, the new container is not in its place", "workload", p.Workload, "reason", string(s.new.place))
 		return nil
 	}
-	// The copy that could be made from the kept image goes first, the original
-	// last: its removal is what ends the change.
-	if p.Settings.Keep != 0 && s.new.place == asName && p.Changes() {
-		h.keepImage(ctx, c, p)
-	}
-	h.untagKept(ctx, p)
 	if b.old != nil {
 		if err := h.remove(ctx, b.old); err != nil {
 			return err

@@ -76,7 +76,8 @@ type Backend interface {
 	// ran and failed is a Result, not an error.
 	Test(ctx context.Context, c Change, part int) (Result, error)
 
-	// Commit drops what Restore would need.
+	// Commit drops what Restore would need. ErrSuperseded: somebody removed a new
+	// side, and nothing has been dropped yet, so that Restore can still go back.
 	Commit(ctx context.Context, c Change) error
 
 	// Restore goes back, from every phase: all that was there is there again

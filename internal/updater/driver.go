@@ -149,10 +149,22 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 		return c, true
 
 	case Committing:
-		// From here on there is no going back: a commit that was broken off may
-		// have dropped the original already.
-		if !d.insist(lead, stop, log, "commit does not succeed", func() error { return d.backend.Commit(lead, c) }) {
+		// From here on there is no going back, unless the backend says that it has
+		// dropped nothing: a commit that was broken off may have dropped the
+		// original already.
+		var removed error
+		if !d.insist(lead, stop, log, "commit does not succeed", func() error {
+			err := d.backend.Commit(lead, c)
+			if errors.Is(err, ErrSuperseded) {
+				removed = err
+				return nil
+			}
+			return err
+		}) {
 			return c, false
+		}
+		if removed != nil {
+			return goBack(c, Unclear, removed.Error()), true
 		}
 		c.Phase = Committed
 		return c, true

@@ -748,7 +748,7 @@ func TestSomebodyRemovesItAtEveryStep(t *testing.T) {
 		w.once()
 		all := w.host.Containers()
 		require.LessOrEqual(t, len(all), 1, "%+v", all)
-		if len(all) == 1 && all[0].Name != "web.updaterd-old" { // the last one of a workload is not removed
+		if len(all) == 1 {
 			require.Equal(t, "web", all[0].Name)
 			require.True(t, all[0].Running)
 			require.Equal(t, "always", all[0].Restart)
@@ -757,6 +757,35 @@ func TestSomebodyRemovesItAtEveryStep(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, open)
 	})
+}
+
+// TestSomebodyRemovesTheNewOneBeforeTheCommit: what ran before is still there, so
+// that it comes back, also after a crash.
+func TestSomebodyRemovesTheNewOneBeforeTheCommit(t *testing.T) {
+	all := steps(t, backendtest.Good)
+	for name, crash := range map[string]bool{"in the midst": false, "and the process dies": true} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+				w.on = func(what string, done bool) {
+					if what == "save committing" && done {
+						w.host.Remove("web")
+						w.on = nil
+					}
+				}
+				if crash {
+					u, d := w.process(slices.Index(all, "save committing, done true") + 1)
+					_, _ = u.Once(t.Context(), nil)
+					require.True(t, d.dead)
+				}
+				r := w.web()
+				require.Equal(t, updater.OutcomeRestored, r.Outcome, r.Detail)
+				w.holds(oldDigest, "afterwards")
+				w.told(updater.EventRestored)
+				require.Empty(t, w.record("local/web").Rejected, "nobody found the image bad")
+				require.NotNil(t, w.record("local/web").Retry)
+			})
+		})
+	}
 }
 
 // TestOriginalPruned: a prune by cron takes the stopped original at each step.
