@@ -94,7 +94,8 @@ func Get(ctx context.Context, k Kind, sources string, out io.Writer) (bin string
 		}
 		return "", install(ctx, "haproxy", "haproxy", out)
 	case Podman:
-		return "", install(ctx, "podman", "podman", out)
+		// catatonit is the init of its containers.
+		return "", errors.Join(install(ctx, "podman", "podman", out), install(ctx, "catatonit", "catatonit", out))
 	case Docker29:
 		return built(ctx, sources, out)
 	}

@@ -335,7 +335,7 @@ func (h *Host) snapshotOf(ctx context.Context, b *box) (snapshot, error) {
 	cli := h.client()
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
-	s := snapshot{Container: b.raw, API: cli.ClientVersion(), NetworkNames: map[string]string{}}
+	s := snapshot{Container: b.raw, API: cli.ClientVersion(), Podman: h.isPodman(), NetworkNames: map[string]string{}}
 	var err error
 	if s.Image, err = h.imageRaw(ctx, b.Image); err != nil {
 		return snapshot{}, err
@@ -344,6 +344,11 @@ func (h *Host) snapshotOf(ctx context.Context, b *box) (snapshot, error) {
 		return snapshot{}, &updater.Refusal{
 			Reason: updater.Unsupported,
 			Detail: fmt.Sprintf("its image %s has been removed from the engine, so what a person set cannot be told from what the image brought: recreate it by hand", b.Image),
+		}
+	}
+	if s.Podman && b.Config.Healthcheck != nil {
+		if s.Image, err = withHealthcheck(ctx, cli, s.Image); err != nil {
+			return snapshot{}, err
 		}
 	}
 	if b.HostConfig.NetworkMode.IsHost() { // only then is its name the container's

@@ -46,6 +46,8 @@ type snapshot struct {
 	Image json.RawMessage `json:"image"`
 	// API is the negotiated version of the engine's API, "1.41".
 	API string `json:"api"`
+	// Podman: the engine is one, which does not tell all that Docker does.
+	Podman bool `json:"podman,omitempty"`
 	// Daemon is the engine's own host name (Name in /info), for a container in the
 	// host's network.
 	Daemon string `json:"daemon"`

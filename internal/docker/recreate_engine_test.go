@@ -60,10 +60,14 @@ func TestRecreateOnAnEngine(t *testing.T) {
 	frontID := e.networkID(t, front)
 	dir := t.TempDir()
 
+	twice := "TWICE=2"
+	if isPodmanRun() {
+		twice = "TWICE=3" // it shows the last alone, which must not be the image's
+	}
 	wishes := map[string]wish{
 		"nothing": {started: true},
 		"env overrides adds and removes": {config: container.Config{Env: []string{
-			"ADDED=1", "SHARED=mine", "REMOVED", "TWICE=1", "TWICE=2"}}},
+			"ADDED=1", "SHARED=mine", "REMOVED", "TWICE=1", twice}}},
 		"labels":                      {config: container.Config{Labels: map[string]string{"mine": "1", "shared": "mine"}}},
 		"a command":                   {config: container.Config{Cmd: []string{"serve", "--flag"}}},
 		"an entrypoint":               {config: container.Config{Entrypoint: []string{"/app", "mine"}}},
@@ -119,9 +123,11 @@ func TestRecreateOnAnEngine(t *testing.T) {
 				Memory: 64 << 20, MemoryReservation: 32 << 20, NanoCPUs: 5e8, CPUShares: 512, CpusetCpus: "0",
 				PidsLimit: ptr(int64(50)), Ulimits: []*container.Ulimit{{Name: "nofile", Soft: 512, Hard: 1024}},
 				BlkioWeightDevice: []*blkiodev.WeightDevice{},
-				Devices:           []container.DeviceMapping{{PathOnHost: "/dev/null", PathInContainer: "/dev/nil", CgroupPermissions: "r"}},
-				DeviceCgroupRules: []string{"c 1:3 r"},
 			}}},
+		"devices": {host: container.HostConfig{Resources: container.Resources{
+			Devices:           []container.DeviceMapping{{PathOnHost: "/dev/null", PathInContainer: "/dev/nil", CgroupPermissions: "r"}},
+			DeviceCgroupRules: []string{"c 1:3 r"},
+		}}},
 		"cpu quota":                 {host: container.HostConfig{Resources: container.Resources{CPUPeriod: 50000, CPUQuota: 25000}}},
 		"names":                     {host: container.HostConfig{DNS: []string{"10.0.0.53"}, DNSSearch: []string{"example.com"}, DNSOptions: []string{"ndots:2"}, ExtraHosts: []string{"db:10.0.0.9"}}},
 		"logs":                      {host: container.HostConfig{LogConfig: container.LogConfig{Type: "json-file", Config: map[string]string{"max-size": "1m"}}}},
@@ -171,6 +177,10 @@ func TestRecreateOnAnEngine(t *testing.T) {
 			}
 			before := e.run(t, w, e.name("img:1"))
 			s := e.snapshot(t, before)
+			if isPodmanRun() && len(w.host.Devices) > 0 {
+				requireUnsupported(t, refuse(s, false))
+				doesNotApply(t, "Podman does not tell what a container may do with a device, so such a one is refused")
+			}
 			require.NoError(t, refuse(s, false))
 
 			moved := e.recreate(t, s, e.name("img:2"), w)
@@ -420,12 +430,17 @@ func (e *engine) image(t *testing.T, ref string) json.RawMessage {
 	}
 	_, err := e.cli.ImageInspect(t.Context(), ref, opts...)
 	require.NoError(t, err)
+	if isPodmanRun() {
+		whole, err := withHealthcheck(t.Context(), e.cli, raw.Bytes())
+		require.NoError(t, err)
+		return whole
+	}
 	return raw.Bytes()
 }
 
 func (e *engine) snapshot(t *testing.T, o observed) snapshot {
 	t.Helper()
-	return snapshot{Container: o.raw, Image: e.image(t, o.Image), API: e.cli.ClientVersion(), Daemon: e.daemon}
+	return snapshot{Container: o.raw, Image: e.image(t, o.Image), API: e.cli.ClientVersion(), Podman: isPodmanRun(), Daemon: e.daemon}
 }
 
 // recreate carries out what recreate says.
@@ -472,10 +487,24 @@ func (e *engine) shown(t *testing.T, o observed) string {
 	}
 	host.Binds = nil
 	for _, b := range o.HostConfig.Binds {
+		// Podman shows all volumes there.
 		if source, target, ok := strings.Cut(b, ":"); ok && generated(source) {
+			if strings.HasPrefix(target, "/data:") {
+				continue
+			}
 			b = target
 		}
 		host.Binds = append(host.Binds, b)
+	}
+	if isPodmanRun() {
+		slices.Sort(host.Binds) // it has its own order
+		// It chooses a port once, and shows it as if it had been asked for.
+		host.PortBindings = nat.PortMap{}
+		for port, bindings := range o.HostConfig.PortBindings {
+			for _, b := range bindings {
+				host.PortBindings[port] = append(host.PortBindings[port], nat.PortBinding{HostIP: b.HostIP, HostPort: "chosen"})
+			}
+		}
 	}
 	mounts := map[string]string{}
 	for _, m := range o.Mounts {

@@ -39,6 +39,13 @@ func refuse(s snapshot, noRollback bool) error {
 		return unsupported(fmt.Sprintf("NetworkSettings.Networks: it was disconnected from every network, and a new container would be in %s; connect it again, or recreate it with --network none",
 			h.NetworkMode), nil)
 	}
+	if s.Podman {
+		for _, d := range h.Devices {
+			if d.CgroupPermissions == "" {
+				return unsupported(fmt.Sprintf("HostConfig.Devices: Podman does not tell what the container may do with %s, so a new one might do more or less; recreate it by hand", d.PathOnHost), nil)
+			}
+		}
+	}
 	// All else that recreate refuses does not depend on the new image.
 	_, err := recreate(s, s.Image, r.was.Config.Image, nil)
 	return err
