@@ -8,11 +8,13 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/versions"
 
 	"github.com/updaterd/updaterd/internal/updater"
 )
@@ -95,6 +97,57 @@ func byDigest(ref, dgst string) (string, error) {
 	}
 	return s, nil
 }
+
+// imageAsPulled is imageOf with no digests but those that the image was pulled or
+// pushed by. An engine that keeps images in containerd gives every image digests,
+// under each of its names, also one that was built or loaded there; so does Podman,
+// which calls them localhost/NAME.
+func (h *Host) imageAsPulled(ctx context.Context, ref string) (*image.InspectResponse, error) {
+	img, err := h.imageOf(ctx, ref)
+	if err != nil || img == nil || len(img.RepoDigests) == 0 {
+		return img, err
+	}
+	if h.isPodman() {
+		img.RepoDigests = slices.DeleteFunc(img.RepoDigests, func(d string) bool { return strings.HasPrefix(d, "localhost/") })
+	}
+	if img.Descriptor == nil {
+		return img, nil
+	}
+	h.mu.Lock()
+	tells := versions.GreaterThanOrEqualTo(h.version, identityAPI)
+	h.mu.Unlock()
+	if !tells {
+		return img, nil
+	}
+	defer h.looking()()
+	ctx, cancel := context.WithTimeout(ctx, identityLimit)
+	defer cancel()
+	var is struct{ Identity *identified }
+	if err := askBeyond(ctx, h.client(), "/v"+identityAPI+"/images/"+img.ID+"/json", &is); err != nil {
+		// It may be verifying a signature far away. Then it is as with earlier engines.
+		h.log.Debug("engine does not tell where an image is from", "image", ref, "err", err)
+		return img, nil
+	}
+	if is.Identity != nil {
+		img.RepoDigests = slices.DeleteFunc(img.RepoDigests, func(d string) bool {
+			return !slices.ContainsFunc(is.Identity.Pull, func(p origination) bool { return p.Repository == repositoryOf(d) })
+		})
+	}
+	return img, nil
+}
+
+// identityAPI is the version from which on an engine tells where an image is from.
+const identityAPI = "1.53"
+
+// identityLimit bounds the wait for it.
+const identityLimit = 10 * time.Second
+
+// identified is where an image is from.
+type identified struct{ Pull []origination }
+
+// origination is a repository, with its registry, that an image was pulled from or
+// pushed to.
+type origination struct{ Repository string }
 
 func (h *Host) tag(ctx context.Context, id, ref string) error {
 	ctx, cancel := context.WithTimeout(ctx, changeLimit)

@@ -72,7 +72,7 @@ func (h *Host) Workloads(ctx context.Context) ([]updater.Workload, error) {
 	}
 	slices.Sort(refs)
 	refs = slices.Compact(refs)
-	inspectedImages, err := inParallel(ctx, refs, h.imageOf)
+	inspectedImages, err := inParallel(ctx, refs, h.imageAsPulled)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (h *Host) Workloads(ctx context.Context) ([]updater.Workload, error) {
 	}
 	slices.Sort(unknown)
 	unknown = slices.Compact(unknown)
-	inspectedTags, err := inParallel(ctx, unknown, h.imageOf)
+	inspectedTags, err := inParallel(ctx, unknown, h.imageAsPulled)
 	if err != nil {
 		return nil, err
 	}
