@@ -52,8 +52,14 @@ func TestRecreateOnAnEngine(t *testing.T) {
 	for _, n := range []string{e.name("front"), e.name("back")} {
 		e.network(t, n)
 	}
+	lone := e.name("lone")
+	_, err := e.cli.NetworkCreate(t.Context(), lone, network.CreateOptions{Driver: "bridge", Internal: true, IPAM: &network.IPAM{
+		Config: []network.IPAMConfig{{Subnet: e.subnet("lone")}},
+	}})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = e.cli.NetworkRemove(context.Background(), lone) })
 	vol := e.name("named")
-	_, err := e.cli.VolumeCreate(t.Context(), volume.CreateOptions{Name: vol})
+	_, err = e.cli.VolumeCreate(t.Context(), volume.CreateOptions{Name: vol})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = e.cli.VolumeRemove(context.Background(), vol, true) })
 	front, back := e.name("front"), e.name("back")
@@ -167,6 +173,59 @@ func TestRecreateOnAnEngine(t *testing.T) {
 			network: network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{front: {}, back: {GwPriority: 5}}},
 		},
 	}
+	volumeOf := func(options map[string]string) *mount.VolumeOptions {
+		return &mount.VolumeOptions{DriverConfig: &mount.Driver{Name: "local", Options: options}}
+	}
+	seccomp := `seccomp={"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["ptrace"],"action":"SCMP_ACT_ERRNO"}]}`
+	maps.Copy(wishes, map[string]wish{
+		"a variable made empty":                         {config: container.Config{Env: []string{"SHARED=", "OLD="}}},
+		"an entrypoint with the image's command":        {config: container.Config{Entrypoint: []string{"/app", "mine"}, Cmd: []string{"one"}}},
+		"an empty entrypoint with the image's command":  {config: container.Config{Entrypoint: []string{""}, Cmd: []string{"one"}}},
+		"no health check, but an interval":              {config: container.Config{Healthcheck: &container.HealthConfig{Test: []string{"NONE"}, Interval: 7 * time.Second}}},
+		"all ports published":                           {started: true, host: container.HostConfig{PublishAllPorts: true}},
+		"a volume where the image declares one":         {started: true, host: container.HostConfig{Mounts: []mount.Mount{{Type: mount.TypeVolume, Source: vol, Target: "/other"}}}},
+		"a bind where the image declares a volume":      {host: container.HostConfig{Binds: []string{dir + ":/other:ro"}}},
+		"a tmpfs where the image will declare a volume": {host: container.HostConfig{Tmpfs: map[string]string{"/other": "size=64k"}}},
+		"a volume below one of the image's":             {config: container.Config{Volumes: map[string]struct{}{"/data/below": {}}}},
+		"volumes with a driver's options": {host: container.HostConfig{Mounts: []mount.Mount{
+			{Type: mount.TypeVolume, Target: "/anon", VolumeOptions: volumeOf(map[string]string{"type": "tmpfs", "device": "tmpfs"})},
+			{Type: mount.TypeVolume, Source: vol, Target: "/named", ReadOnly: true, VolumeOptions: volumeOf(nil)},
+		}}},
+		"binds that are not recursive, and a slave": {host: container.HostConfig{Mounts: []mount.Mount{
+			{Type: mount.TypeBind, Source: dir, Target: "/flat", BindOptions: &mount.BindOptions{NonRecursive: true}},
+			{Type: mount.TypeBind, Source: dir, Target: "/slave", BindOptions: &mount.BindOptions{Propagation: mount.PropagationRSlave}},
+		}}},
+		"a bind that makes its source":    {since: "1.42", host: container.HostConfig{Mounts: []mount.Mount{{Type: mount.TypeBind, Source: dir + "/made", Target: "/made", BindOptions: &mount.BindOptions{CreateMountpoint: true}}}}},
+		"a tmpfs without options":         {host: container.HostConfig{Mounts: []mount.Mount{{Type: mount.TypeTmpfs, Target: "/tmpfs"}}}},
+		"part of a volume":                {since: "1.45", host: container.HostConfig{Mounts: []mount.Mount{{Type: mount.TypeVolume, Source: vol, Target: "/part", VolumeOptions: &mount.VolumeOptions{Subpath: "below"}}}}},
+		"an image as a mount":             {since: "1.48", host: container.HostConfig{Mounts: []mount.Mount{{Type: mount.TypeImage, Source: e.name("img:1"), Target: "/image"}}}},
+		"a seccomp profile":               {host: container.HostConfig{SecurityOpt: []string{seccomp}}},
+		"capabilities in another writing": {host: container.HostConfig{CapAdd: []string{"net_admin", "SYS_TIME"}, CapDrop: []string{"ALL"}}},
+		"namespaces of the host":          {host: container.HostConfig{CgroupnsMode: "host", UsernsMode: "host"}},
+		"swap and priority": {host: container.HostConfig{Resources: container.Resources{
+			Memory: 64 << 20, MemorySwap: -1, PidsLimit: ptr(int64(-1)), CPUPeriod: 100000, CPUQuota: 20000, CpusetMems: "0"}}},
+		"a log driver with options": {host: container.HostConfig{LogConfig: container.LogConfig{Type: "local", Config: map[string]string{"max-size": "1m", "max-file": "2"}}}},
+		"no logs":                   {host: container.HostConfig{LogConfig: container.LogConfig{Type: "none"}}},
+		"a link-local address": {
+			host:    container.HostConfig{NetworkMode: container.NetworkMode(front)},
+			network: network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{front: {IPAMConfig: &network.EndpointIPAMConfig{LinkLocalIPs: []string{"169.254.7.7"}}}}},
+		},
+		"an alias that is its host name": {
+			started: true,
+			config:  container.Config{Hostname: "web"},
+			host:    container.HostConfig{NetworkMode: container.NetworkMode(front)},
+			network: network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{front: {Aliases: []string{"web", "api"}}}},
+		},
+		"an address and a MAC address in two networks": {
+			since: "1.44",
+			host:  container.HostConfig{NetworkMode: container.NetworkMode(front)},
+			network: network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{
+				front: {MacAddress: "02:42:c0:ff:ee:11", IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: e.address(front, 11)}},
+				back:  {GwPriority: 0, Aliases: []string{"behind"}, IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: e.address(back, 11)}},
+			}},
+		},
+		"a network without a way out": {started: true, host: container.HostConfig{NetworkMode: container.NetworkMode(lone)}},
+	})
 	e.peer(t, front)
 	for _, name := range slices.Sorted(maps.Keys(wishes)) {
 		w := wishes[name]
@@ -325,9 +384,12 @@ func (e *engine) network(t *testing.T, name string) {
 func (e *engine) subnet(name string) string { return e.address(name, 0) + "/28" }
 
 func (e *engine) address(name string, host int) string {
-	n := int(e.number%4096) * 32
-	if strings.HasSuffix(name, "back") {
+	n := int(e.number%2048) * 64
+	switch {
+	case strings.HasSuffix(name, "back"):
 		n += 16
+	case strings.HasSuffix(name, "lone"):
+		n += 32
 	}
 	n += host
 	return fmt.Sprintf("198.%d.%d.%d", 18+n>>16, n>>8&0xff, n&0xff)
