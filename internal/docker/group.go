@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 
@@ -26,17 +27,23 @@ type kin struct {
 
 // kindred are all containers of an engine. What they use is part of how they
 // were created, so each is inspected once, and linked ones each time: a link
-// shows the other's present name.
+// shows the other's present name. The answer is shared, and not to be changed.
+//
+// A pass plans many changes at once. Each would hold a list of all containers while
+// it waits for the others, so one that was begun after it had asked serves it.
 func (h *Host) kindred(ctx context.Context) ([]kin, error) {
+	asked := time.Now()
+	h.acquaint.Lock()
+	defer h.acquaint.Unlock()
+	if h.relatives.began.After(asked) {
+		return h.relatives.all, nil
+	}
+	began := time.Now()
 	all, err := h.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	h.acquaint.Lock()
-	defer h.acquaint.Unlock()
-	h.mu.Lock()
-	known := maps.Clone(h.uses)
-	h.mu.Unlock()
+	known := h.uses
 	var ids []string
 	for _, c := range all {
 		if _, ok := known[c.ID]; !ok {
@@ -70,10 +77,14 @@ func (h *Host) kindred(ctx context.Context) ([]kin, error) {
 		}
 		kindred = append(kindred, kin{id: c.ID, name: nameOf(c), labels: c.Labels, refs: r, exited: c.State == container.StateExited})
 	}
-	h.mu.Lock()
-	h.uses = keep
-	h.mu.Unlock()
+	h.uses, h.relatives = keep, relatives{all: kindred, began: began}
 	return kindred, nil
+}
+
+// relatives are the containers of an engine as a list showed them that was begun then.
+type relatives struct {
+	all   []kin
+	began time.Time
 }
 
 // references are the containers, by name or id, that a container needs.

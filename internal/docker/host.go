@@ -80,7 +80,9 @@ type Host struct {
 	lookers chan struct{}
 	// acquaint is held while what containers use is found out, so that many plans
 	// at once do not all ask of all.
-	acquaint sync.Mutex
+	acquaint  sync.Mutex
+	uses      edges     // what each container uses, by name or id; see kindred
+	relatives relatives // what kindred said last
 
 	mu       sync.Mutex
 	cli      *client.Client
@@ -89,7 +91,6 @@ type Host struct {
 	prepared map[string]bool // changes prepared by this process and not applied yet
 	helped   map[string]int  // helpers that this process made, by change
 	ownID    string          // of the container that this process runs in, once it is known
-	uses     edges           // what each container uses, by name or id; see kindred
 	// forbidden are the routes that something on the way to the engine refuses.
 	forbidden []route
 }
