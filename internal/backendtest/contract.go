@@ -309,6 +309,9 @@ func (c contract) removedBeforeCommit(t *testing.T) {
 	before := c.Look(t, name)
 	ch = c.swap(t, b, ch)
 	until(t, b, ch, updater.NewSide, "the new side", running)
+	if len(c.Leftovers(t, name)) == 0 {
+		return // nothing is kept beside it that could come back
+	}
 	c.Remove(t, name)
 	ch.Phase = updater.Committing
 	require.ErrorIs(t, b.Commit(t.Context(), ch), updater.ErrSuperseded)
