@@ -4,7 +4,7 @@
 // [Load] takes the file apart on the YAML library's nodes, which know their
 // lines, checks every value where it stands, and collects all [Problems]. What
 // can also come from the environment is then merged by viper: environment over
-// file over defaults, each value carrying where it came from. Lists (docker,
+// file over defaults, each value carrying where it came from. Lists (docker, kubernetes,
 // registries, notify, rules) exist in the file only and stay with the nodes,
 // because viper lowercases the keys of maps, and label names are such keys.
 //
@@ -56,8 +56,9 @@ type Config struct {
 	// Parallel is how many independent changes may be under way in a backend.
 	Parallel int
 	Log      Log
-	// Docker are the hosts to watch. Never empty.
+	// Docker are the hosts to watch, Kubernetes the clusters. Never both empty.
 	Docker     []Docker
+	Kubernetes []Kubernetes
 	Registries []Registry
 	Notify     []Notify
 	// Metrics is the address to serve metrics on; "" is nowhere.
@@ -258,7 +259,7 @@ func (m merge) strangers() {
 			continue
 		}
 		text := "names no key of the file" + meantVariable(variable, m.known)
-		for _, list := range []string{"UPDATERD_DOCKER", "UPDATERD_REGISTRIES", "UPDATERD_NOTIFY", "UPDATERD_RULES"} {
+		for _, list := range []string{"UPDATERD_DOCKER", "UPDATERD_KUBERNETES", "UPDATERD_REGISTRIES", "UPDATERD_NOTIFY", "UPDATERD_RULES"} {
 			if variable == list || strings.HasPrefix(variable, list+"_") {
 				text = "would be part of a list, and lists come from the file only; write it there"
 			}
@@ -418,8 +419,15 @@ func unpath(err error) error {
 
 // lists reads the parts of the file that are lists.
 func (c *Config) lists(d *document, fields map[string]field, vars map[string]string) {
-	_, listed := fields["docker"]
-	c.Docker = c.readDocker(d, fields["docker"], listed, vars)
+	names := map[string]string{} // of backends
+	cluster, clustered := fields["kubernetes"]
+	// With either in the file, only what is listed is watched.
+	if hosts, listed := fields["docker"]; listed || !clustered {
+		c.Docker = c.readDocker(d, hosts, listed, vars, names)
+	}
+	if clustered {
+		c.readKubernetes(d, cluster, names)
+	}
 	if f, ok := fields["registries"]; ok {
 		c.readRegistries(d, f)
 	}

@@ -142,7 +142,7 @@ defaults:
 	}, c.Notify)
 
 	s, err := c.Settings(updater.Workload{ID: "one/web"})
-	require.NoError(t, err)
+	require.ErrorContains(t, err, "defaults.adopt: can be honoured in clusters only")
 	window, err := updater.ParseWindow("Sat 22:00-04:00 UTC")
 	require.NoError(t, err)
 	require.Equal(t, updater.Settings{
@@ -191,7 +191,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		want string // after "FILE"
 	}{
 		{"an unknown key", "scedule: x", `:1: scedule: is not a key; did you mean schedule?`},
-		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are allow-label-tests, defaults, docker, jitter, log, metrics, notify, parallel, registries, rules, schedule, state, watch`},
+		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are allow-label-tests, defaults, docker, jitter, kubernetes, log, metrics, notify, parallel, registries, rules, schedule, state, watch`},
 		{"an underscore in a key", "defaults:\n  min_age: 1d", `:2: defaults.min_age: is not a key; did you mean min-age?`},
 		{"an unknown key in a map", "defaults:\n  health:\n    timeot: 1s", `:3: defaults.health.timeot: is not a key; did you mean timeout?`},
 		{"an unknown key in a list", "docker:\n  - name: a\n    endpont: x", `:3: docker[0].endpont: is not a key; did you mean endpoint?`},
@@ -199,7 +199,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"capitals in a key", "Schedule: x", `:1: Schedule: is not a key; did you mean schedule?`},
 		{"a setting at the top", "policy: minor", `:1: policy: is a setting of workloads; write it below defaults, as defaults.policy, or in a rule`},
 		{"a key of the file in a rule", "rules:\n  - match: {name: x}\n    parallel: 3", `:3: rules[0].parallel: belongs to the whole file; write it at the top, not indented`},
-		{"a cluster", "kubernetes: []", `:1: kubernetes: is not part of this version yet: clusters; remove it`},
+		{"no cluster", "kubernetes: []", `:1: kubernetes: lists nothing; list a cluster, or remove the key`},
 		{"who may name a test, in a rule", "rules:\n  - match: {name: x}\n    allow-label-tests: true", `:3: rules[0].allow-label-tests: belongs to the whole file; write it at the top, not indented`},
 		{"no YAML in the first line", "a: b: c", `:1: is no YAML: mapping values are not allowed in this context; look at the indentation, quotes and colons of this line and the one above`},
 		{"no YAML in the second line", "a: 1\nb: }\n", `:2: is no YAML: did not find expected node content; look at the indentation, quotes and colons of this line and the one above`},
@@ -508,7 +508,7 @@ func TestTheExampleIsRightWhereItIsCommentedOut(t *testing.T) {
 	block := false
 	for line := range strings.SplitSeq(string(data), "\n") {
 		switch {
-		case regexp.MustCompile(`^# (state|docker|registries|notify|rules):( |$)`).MatchString(line):
+		case regexp.MustCompile(`^# (state|docker|kubernetes|registries|notify|rules):( |$)`).MatchString(line):
 			block = true
 		case !strings.HasPrefix(line, "#"):
 			block = false
@@ -543,7 +543,7 @@ func requireOnlyMissingFiles(t *testing.T, text string) {
 func allNames() []string {
 	var all []string
 	for _, n := range []names{
-		fileNames(), namesOf(dockerKeys()), namesOf(registryKeys()), namesOf(notifyKeys()), settingNames(), matchNames(),
+		fileNames(), namesOf(dockerKeys()), namesOf(kubernetesKeys()), namesOf(registryKeys()), namesOf(notifyKeys()), settingNames(), matchNames(),
 	} {
 		all = append(append(all, n.leaves...), n.sections...)
 	}
@@ -623,7 +623,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add(string(example), "minor")
 	for _, s := range []string{
 		"", "{}", "- a", "a: &a [*a]", "a: b\n---\n", "defaults: {<<: {a: b}}", "rules: [{match: {name: '*'}, keep: all}]",
-		"docker: [{name: a, endpoint: 'unix:///x'}]", "schedule: TZ=", "defaults: {pre-update: 'a \"b'}", "? a\n: b", "\t", "\xff",
+		"docker: [{name: a, endpoint: 'unix:///x'}]", "kubernetes: [{name: a, namespaces: ['*'], selector: 'a in (b,c)'}]", "schedule: TZ=", "defaults: {pre-update: 'a \"b'}", "? a\n: b", "\t", "\xff",
 		"rules: [{match: {labels: {a: b, a: c}}}]", "notify: [{url: 'http://[::1', on: failed}]", "%YAML 1.1\n--- !!set {a}",
 		"allow-label-tests: true\ndefaults: {health: {probe: 'exec:a \"b', test: {image: A, command: b}}}",
 	} {
@@ -645,7 +645,7 @@ func FuzzLoad(f *testing.F) {
 			}
 			return
 		}
-		require.NotEmpty(t, c.Docker)
+		require.True(t, len(c.Docker)+len(c.Kubernetes) > 0)
 		w := updater.Workload{ID: "local/web", Name: "web", Image: label, Written: map[string]string{
 			"policy": label, "health.test.image": label, "health.test.command": label,
 		}}

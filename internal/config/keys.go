@@ -15,8 +15,10 @@ type key[T any] struct {
 	builtin  string
 	optional bool
 	secret   bool // never shown
-	read     func(raw) (any, error)
-	put      func(*T, any)
+	// only is the one kind of backend that can honour it; "": any.
+	only string
+	read func(raw) (any, error)
+	put  func(*T, any)
 }
 
 // with makes a key from a reader and the place of what it reads.
@@ -33,6 +35,18 @@ func with[T, V any](name, builtin string, read reader[V], at func(*T) *V) key[T]
 func without[T, V any](name string, read reader[V], at func(*T) *V) key[T] {
 	k := with(name, "", read, at)
 	k.optional = true
+	return k
+}
+
+// The kinds of backend, as a key's only has them.
+const (
+	dockerOnly  = "on Docker hosts"
+	clusterOnly = "in clusters"
+)
+
+// on makes a key one that only one kind of backend can honour.
+func on[T any](only string, k key[T]) key[T] {
+	k.only = only
 	return k
 }
 
@@ -56,25 +70,25 @@ func settingKeys() []key[updater.Settings] {
 		with("write", "auto", readWrite, func(s *s) *updater.Write { return &s.Write }),
 		with("min-age", "0s", readDuration, func(s *s) *time.Duration { return &s.MinAge }),
 		with("window", "always", readWindow, func(s *s) *updater.Window { return &s.Window }),
-		with("depends-on", "", readList, func(s *s) *[]string { return &s.DependsOn }),
-		with("health.probe", "", readProbe, func(s *s) *string { return &s.Health.Probe }),
+		on(dockerOnly, with("depends-on", "", readList, func(s *s) *[]string { return &s.DependsOn })),
+		on(dockerOnly, with("health.probe", "", readProbe, func(s *s) *string { return &s.Health.Probe })),
 		with("health.timeout", "auto", readAutoDuration, func(s *s) *time.Duration { return &s.Health.Timeout }),
 		with("health.stable", "10s", readDuration, func(s *s) *time.Duration { return &s.Health.Stable }),
 		with("health.test.image", "", readImage, func(s *s) *string { return &s.Health.Test.Image }),
 		with("health.test.command", "", readCommand, func(s *s) *[]string { return &s.Health.Test.Command }),
 		with("health.test.timeout", "30s", readLimit, func(s *s) *time.Duration { return &s.Health.Test.Timeout }),
-		with("pre-update.command", "", readCommand, func(s *s) *[]string { return &s.PreUpdate.Command }),
+		on(dockerOnly, with("pre-update.command", "", readCommand, func(s *s) *[]string { return &s.PreUpdate.Command })),
 		with("pre-update.timeout", "1m", readLimit, func(s *s) *time.Duration { return &s.PreUpdate.Timeout }),
-		with("post-update.command", "", readCommand, func(s *s) *[]string { return &s.PostUpdate.Command }),
+		on(dockerOnly, with("post-update.command", "", readCommand, func(s *s) *[]string { return &s.PostUpdate.Command })),
 		with("post-update.timeout", "1m", readLimit, func(s *s) *time.Duration { return &s.PostUpdate.Timeout }),
-		with("stop-timeout", "auto", readAutoDuration, func(s *s) *time.Duration { return &s.StopTimeout }),
-		with("keep", "1", readKeep, func(s *s) *int { return &s.Keep }),
-		with("start-first", "false", readFlag, func(s *s) *bool { return &s.StartFirst }),
-		with("include-stopped", "false", readFlag, func(s *s) *bool { return &s.IncludeStopped }),
-		with("no-rollback", "false", readFlag, func(s *s) *bool { return &s.NoRollback }),
-		with("adopt", "false", readFlag, func(s *s) *bool { return &s.Adopt }),
-		with("init-containers", "false", readFlag, func(s *s) *bool { return &s.InitContainers }),
-		with("cronjob-gate", "none", readChoice(updater.GateNone, updater.GateNextRun), func(s *s) *updater.Gate { return &s.CronJobGate }),
+		on(dockerOnly, with("stop-timeout", "auto", readAutoDuration, func(s *s) *time.Duration { return &s.StopTimeout })),
+		on(dockerOnly, with("keep", "1", readKeep, func(s *s) *int { return &s.Keep })),
+		on(dockerOnly, with("start-first", "false", readFlag, func(s *s) *bool { return &s.StartFirst })),
+		on(dockerOnly, with("include-stopped", "false", readFlag, func(s *s) *bool { return &s.IncludeStopped })),
+		on(dockerOnly, with("no-rollback", "false", readFlag, func(s *s) *bool { return &s.NoRollback })),
+		on(clusterOnly, with("adopt", "false", readFlag, func(s *s) *bool { return &s.Adopt })),
+		on(clusterOnly, with("init-containers", "false", readFlag, func(s *s) *bool { return &s.InitContainers })),
+		on(clusterOnly, with("cronjob-gate", "none", readChoice(updater.GateNone, updater.GateNextRun), func(s *s) *updater.Gate { return &s.CronJobGate })),
 	}
 }
 
@@ -109,10 +123,8 @@ func fileKeys() []key[Config] {
 // fileNames says what may be written at the top of the file.
 func fileNames() names {
 	n := namesOf(fileKeys())
-	n.sections = []string{"docker", "registries", "notify", "defaults", "rules"}
-	n.refused = map[string]string{
-		"kubernetes": "is not part of this version yet: clusters; remove it",
-	}
+	n.sections = []string{"docker", "kubernetes", "registries", "notify", "defaults", "rules"}
+	n.refused = map[string]string{}
 	settings := settingNames()
 	for _, name := range append(siblings(settings, ""), settings.leaves...) {
 		n.refused[name] = fmt.Sprintf("is a setting of workloads; write it below defaults, as defaults.%s, or in a rule", name)

@@ -86,7 +86,7 @@ func dockerKeys() []key[Docker] {
 	}
 }
 
-func (c *Config) readDocker(d *document, f field, listed bool, vars map[string]string) []Docker {
+func (c *Config) readDocker(d *document, f field, listed bool, vars, names map[string]string) []Docker {
 	keys := dockerKeys()
 	show := func(at string, values map[string]written) {
 		for _, k := range keys {
@@ -104,7 +104,7 @@ func (c *Config) readDocker(d *document, f field, listed bool, vars map[string]s
 		return []Docker{h}
 	}
 	var hosts []Docker
-	names, endpoints := map[string]string{}, map[string]string{}
+	endpoints := map[string]string{}
 	entries(d, f, "docker", "Docker hosts", namesOf(keys), func(at string, line int, fields map[string]field) {
 		values := decode(d, fields, at, keys)
 		if _, named := fields["name"]; !named {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -211,8 +212,9 @@ func unjoin(err error) []error {
 // them on one line.
 func (c *Config) Settings(w updater.Workload) (updater.Settings, error) {
 	own, problems := c.onWorkload(w)
-	s, more := settle(overlay(c.defaults, c.rule(w), own))
-	problems = append(problems, more...)
+	values := overlay(c.defaults, c.rule(w), own)
+	s, more := settle(values)
+	problems = append(append(problems, more...), foreign(w, values)...)
 	// Below defaults, the time is there for the rules that name an image.
 	if limit, ok := own["health.test.timeout"]; ok && s.Health.Test.Image == "" {
 		problems = append(problems, limit.from.problem(errors.New(noImage)))
@@ -221,6 +223,24 @@ func (c *Config) Settings(w updater.Workload) (updater.Settings, error) {
 		return s, oneLine{w.ID, problems.sorted()}
 	}
 	return s, nil
+}
+
+// foreign reports settings that the workload's kind of backend cannot honour,
+// unless they say what holds without them.
+func foreign(w updater.Workload, values map[string]written) Problems {
+	here := dockerOnly
+	if w.Namespace != "" {
+		here = clusterOnly
+	}
+	var problems Problems
+	for _, k := range settingKeys() {
+		v := values[k.name]
+		if k.only == "" || k.only == here || reflect.DeepEqual(v.value, readDefault(k).value) {
+			continue
+		}
+		problems = append(problems, v.from.problem(fmt.Errorf("can be honoured %s only; take it away, or write it in a rule that fits nothing else", k.only)))
+	}
+	return problems
 }
 
 // Explain lists the effective settings of a workload and where each came from.

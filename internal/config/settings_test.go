@@ -87,7 +87,6 @@ func TestLabelsOfEveryKind(t *testing.T) {
 		"pre-update": `pg_dump -f "a b"`, "pre-update.timeout": "5m", "post-update.command": `["sh", "-c", "a && b"]`,
 		"stop-timeout": "auto", "window": "always", "min-age": "0", "start-first": "true",
 		"include-stopped": "true", "no-rollback": "true",
-		"adopt": "true", "init-containers": "true", "cronjob-gate": "next-run",
 	}})
 	require.NoError(t, err)
 	want := builtIn()
@@ -100,7 +99,6 @@ func TestLabelsOfEveryKind(t *testing.T) {
 	want.Health = updater.Health{Probe: "http://:8080/healthz", Timeout: 90 * time.Second, Stable: 5 * time.Second}
 	want.PreUpdate = updater.Hook{Command: []string{"pg_dump", "-f", "a b"}, Timeout: 5 * time.Minute}
 	want.PostUpdate = updater.Hook{Command: []string{"sh", "-c", "a && b"}, Timeout: time.Minute}
-	want.Adopt, want.InitContainers, want.CronJobGate = true, true, updater.GateNextRun
 	want.StartFirst, want.IncludeStopped, want.NoRollback = true, true, true
 	require.Equal(t, want, s)
 }
