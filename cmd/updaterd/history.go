@@ -4,11 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/updaterd/updaterd/internal/journal"
+	"github.com/updaterd/updaterd/internal/config"
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
@@ -40,7 +41,7 @@ func (p program) historyCommand(s *shared) *cobra.Command {
 	c := &cobra.Command{
 		Use:               "history [WORKLOAD...]",
 		Short:             "Print what happened, newest first",
-		Long:              "Print what happened, newest first. It works beside a daemon, and without an engine.",
+		Long:              "Print what happened, newest first. It works beside a daemon, and without an engine;\nwhat happened in a cluster is kept there, so its API server must answer.",
 		Args:              cobra.ArbitraryArgs,
 		ValidArgsFunction: p.completeWorkloads(s),
 	}
@@ -55,10 +56,14 @@ func (p program) historyCommand(s *shared) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		log := p.logger(quiet(cfg.Log))
+		w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), looks)
+		if err != nil {
+			return err
+		}
+		defer w.close()
 		var entries []updater.Entry
-		for _, d := range cfg.Docker {
-			some, err := journal.New(cfg.State, d.Name, log).Journal().History(c.Context(), 0)
+		for _, place := range w.places {
+			some, err := place.State.Journal().History(c.Context(), 0)
 			if err != nil {
 				return err
 			}
@@ -73,9 +78,21 @@ func (p program) historyCommand(s *shared) *cobra.Command {
 		if limit > 0 && len(entries) > limit {
 			entries = entries[:limit]
 		}
-		return p.printHistory(*o, entries, logs, cfg.State)
+		return p.printHistory(*o, entries, logs, stateOf(cfg))
 	}
 	return c
+}
+
+// stateOf says where what happened is kept, for people.
+func stateOf(cfg *config.Config) string {
+	var all []string
+	if len(cfg.Docker) > 0 {
+		all = append(all, cfg.State)
+	}
+	for _, k := range cfg.Kubernetes {
+		all = append(all, "cluster "+k.Name)
+	}
+	return strings.Join(all, ", ")
 }
 
 func (p program) printHistory(o output, entries []updater.Entry, logs bool, state string) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -27,6 +28,10 @@ type program struct {
 	environ        []string
 	version        string
 	hangups        <-chan os.Signal // SIGHUP: read the configuration again
+
+	// leaseWait is how long the lead of a cluster is waited for; negative: as long as
+	// it takes.
+	leaseWait time.Duration
 
 	// wrap, when set, is put around the state of every backend; for tests.
 	wrap func(updater.State) updater.State

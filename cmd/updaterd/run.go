@@ -17,6 +17,7 @@ import (
 
 func (p program) runCommand(s *shared) *cobra.Command {
 	var once bool
+	var leaseWait time.Duration
 	c := &cobra.Command{
 		Use:   "run [--once [WORKLOAD...]]",
 		Short: "Keep workloads up to date",
@@ -26,28 +27,37 @@ one is refused and the old one stays. SIGTERM stops it: an effect that has
 begun is finished, and what waits for a verdict is taken up at the next start.
 
 With --once: finish open changes, make one pass as the schedule would make it,
-carry every change to its end, and print a row per watched workload.`,
+carry every change to its end, and print a row per watched workload. In a cluster
+it takes the same Lease as a daemon: one that died is waited out, one that lives is
+waited for as long as --lease-wait says.`,
 		ValidArgsFunction: p.completeWorkloads(s),
 	}
 	o := outputFlag(c)
 	c.Flags().BoolVar(&once, "once", false, "make one pass and end")
+	c.Flags().DurationVar(&leaseWait, "lease-wait", time.Minute, "with --once: how long to wait while another updaterd leads in a cluster")
 	c.Args = func(c *cobra.Command, args []string) error {
 		switch {
 		case len(args) > 0 && !once:
 			return errors.New("workloads can only be named with --once")
 		case c.Flags().Changed("output") && !once:
 			return errors.New("-o needs --once: the daemon only logs")
+		case c.Flags().Changed("lease-wait") && !once:
+			return errors.New("--lease-wait needs --once: the daemon waits as long as it takes")
+		case leaseWait < 0:
+			return errors.New("--lease-wait: it cannot be negative")
 		}
 		return nil
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if !once {
+			p.leaseWait = -1
 			return p.daemon(c.Context(), s)
 		}
 		cfg, err := p.load(s)
 		if err != nil {
 			return err
 		}
+		p.leaseWait = leaseWait
 		w, err := p.wire(cfg, p.logger(cfg.Log), acts)
 		if err != nil {
 			return err
@@ -143,6 +153,10 @@ func (p program) serve(ctx context.Context, cfg *config.Config, file string, cha
 	defer stop()
 	ended := make(chan error, 1)
 	sup.runs(w.updater, log)
+	// Until a change that goes on after ctx has ended is over, it is watched.
+	watching, unwatch := context.WithCancel(context.WithoutCancel(ctx))
+	defer unwatch()
+	w.follow(watching)
 	go func() { ended <- w.updater.Run(ctx) }()
 
 	var next *config.Config
@@ -192,7 +206,8 @@ func (p program) refuse(log *slog.Logger, file string, err error) {
 // rewired reports whether going from one configuration to another takes other
 // parts than a running updater can exchange.
 func rewired(a, b *config.Config) bool {
-	return a.State != b.State || a.Log != b.Log || a.Metrics != b.Metrics || !reflect.DeepEqual(a.Docker, b.Docker)
+	return a.State != b.State || a.Log != b.Log || a.Metrics != b.Metrics || !reflect.DeepEqual(a.Docker, b.Docker) ||
+		!reflect.DeepEqual(a.Kubernetes, b.Kubernetes)
 }
 
 func (p program) checkCommand(s *shared) *cobra.Command {
@@ -266,7 +281,7 @@ func (p program) printRows(o output, rows []updater.Row, outcome bool) error {
 		lines = append(lines, append(line, r.Detail))
 	}
 	if len(lines) == 0 {
-		_, err := fmt.Fprintln(p.stdout, "Nothing is watched: label a container updaterd.enable=true, or set watch: all.")
+		_, err := fmt.Fprintln(p.stdout, "Nothing is watched: label a container updaterd.enable=true (in a cluster: annotate a workload updaterd.dev/enable=true), or set watch: all.")
 		return err
 	}
 	return printTable(p.stdout, header, lines)

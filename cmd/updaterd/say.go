@@ -113,20 +113,20 @@ func (p program) say(ctx context.Context, cfg *config.Config, o output, def sayC
 		return err
 	}
 	if !def.atOnce {
-		return p.printTold(o, def, told, cfg.State)
+		return p.printTold(o, def, told, stateOf(cfg))
 	}
 	var ids []string
 	for _, t := range told {
 		ids = append(ids, t.Workload)
 	}
 	if len(ids) == 0 {
-		return p.printTold(o, def, told, cfg.State)
+		return p.printTold(o, def, told, stateOf(cfg))
 	}
 	rows, err := w.updater.Once(ctx, ids)
 	w.flush(ctx)
 	if errors.Is(err, updater.ErrLed) {
 		// The one that leads finds it in the journal.
-		if err := p.printTold(o, def, told, cfg.State); err != nil {
+		if err := p.printTold(o, def, told, stateOf(cfg)); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintln(p.stderr, "The daemon takes it up in its next pass.")

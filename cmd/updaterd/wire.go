@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/updaterd/updaterd/internal/config"
 	"github.com/updaterd/updaterd/internal/docker"
 	"github.com/updaterd/updaterd/internal/journal"
+	"github.com/updaterd/updaterd/internal/kube"
 	"github.com/updaterd/updaterd/internal/metrics"
 	"github.com/updaterd/updaterd/internal/notify"
 	"github.com/updaterd/updaterd/internal/registry"
@@ -24,6 +26,7 @@ type wiring struct {
 	updater  *updater.Updater
 	places   []updater.Place
 	hosts    []*docker.Host
+	clusters []*kube.Cluster
 	registry atomic.Pointer[registry.Client] // replaced by a reload
 	metrics  *metrics.Metrics                // nil where nobody asks for them
 	notifier *notify.Notifier
@@ -43,7 +46,7 @@ const (
 func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, error) {
 	w := &wiring{log: log, version: p.version}
 	owner := ""
-	if as != looks {
+	if as != looks && len(c.Docker) > 0 {
 		var err error
 		if owner, err = journal.Owner(c.State); err != nil {
 			return nil, err
@@ -53,6 +56,9 @@ func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, err
 		var backends []string
 		for _, d := range c.Docker {
 			backends = append(backends, d.Name)
+		}
+		for _, k := range c.Kubernetes {
+			backends = append(backends, k.Name)
 		}
 		w.metrics = metrics.New(p.version, backends)
 	}
@@ -81,6 +87,13 @@ func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, err
 		}
 		w.places = append(w.places, updater.Place{Backend: host, State: state})
 	}
+	if as != finishes { // what needs that lives on a host
+		for _, k := range c.Kubernetes {
+			if err := p.wireCluster(w, k); err != nil {
+				return nil, err
+			}
+		}
+	}
 	w.notifier = notify.New(journal.NewOutbox(c.State, log), w.lately, log)
 	rules, err := w.rules(c)
 	if err != nil {
@@ -88,6 +101,48 @@ func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, err
 	}
 	w.updater = updater.New(w.places, rules, log)
 	return w, nil
+}
+
+// wireCluster adds one cluster, which needs no state directory.
+func (p program) wireCluster(w *wiring, k config.Kubernetes) error {
+	log := w.log.With("backend", k.Name)
+	conn, err := kube.Connect(k.Kubeconfig, k.Context)
+	if err != nil {
+		return fmt.Errorf("cluster %s: %w", k.Name, err)
+	}
+	conn.REST.UserAgent = "updaterd/" + w.version
+	cluster, err := kube.New(kube.Options{
+		Name: k.Name, REST: conn.REST, Namespaces: k.Namespaces, Selector: k.Selector, Log: log,
+		Resolve: func(ctx context.Context, ref string) (string, error) { return w.registry.Load().Resolve(ctx, ref) },
+	})
+	if err != nil {
+		return err
+	}
+	namespace := k.StateNamespace
+	if namespace == "" {
+		namespace = conn.Namespace
+	}
+	w.clusters = append(w.clusters, cluster)
+	var state updater.State = kube.NewState(kube.StateOptions{
+		Backend: k.Name, Client: cluster.Client(), Namespace: namespace, Namespaces: k.Namespaces, Wait: p.leaseWait, Log: log,
+	})
+	if p.wrap != nil {
+		state = p.wrap(state)
+	}
+	w.places = append(w.places, updater.Place{Backend: cluster, State: state})
+	return nil
+}
+
+// follow watches the clusters until ctx ends, so that looking at them costs no
+// requests.
+func (w *wiring) follow(ctx context.Context) {
+	for _, c := range w.clusters {
+		go func() {
+			if err := c.Run(ctx); err != nil && ctx.Err() == nil {
+				w.log.Error("cluster is not watched, every look lists", "backend", c.Name(), "err", err)
+			}
+		}()
+	}
 }
 
 // self says how another process, see finishCommand, goes on when the container
@@ -143,6 +198,11 @@ func (w *wiring) flush(ctx context.Context) {
 func (w *wiring) close() {
 	for _, h := range w.hosts {
 		if err := h.Close(); err != nil {
+			w.log.Debug("connection not closed", "err", err)
+		}
+	}
+	for _, c := range w.clusters {
+		if err := c.Close(); err != nil {
 			w.log.Debug("connection not closed", "err", err)
 		}
 	}
