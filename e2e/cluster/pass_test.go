@@ -371,3 +371,37 @@ func TestSomebodyElsesImageIsLeftAlone(t *testing.T) {
 		})
 	}
 }
+
+// TestALateWriteOfAnOldLeaderRepeatsNothing of what the new leader has taken back.
+func TestALateWriteOfAnOldLeaderRepeatsNothing(t *testing.T) {
+	t.Parallel()
+	p := newPasses(t)
+	late := p.cluster // one process plays both: what counts is what the API server gets
+	old := p.Good("web:1", "1")
+	digest := p.Good("web:2", "2")
+	p.Deployment(rig.Spec{})
+	p.WaitDone("deployment/web")
+	ch := updater.Change{ID: "20260102t030405-late", Backend: rig.Backend, Unit: p.ID("deployment/web"), Phase: updater.Preparing, Parts: []updater.Part{{
+		Workload: p.ID("deployment/web"), Replace: true, From: updater.Image{Ref: p.Ref("web:1"), Digest: old},
+		To: updater.Image{Ref: p.Ref("web:2") + "@" + digest, Digest: digest},
+	}}}
+	require.NoError(t, late.Plan(t.Context(), &ch, nil))
+	ch.Phase, ch.Disturbed = updater.Applying, true
+	taken := false
+	p.proxy.Hook(rig.Hooks{Before: func(c rig.Call) error {
+		if taken || c.Verb != "patch" {
+			return nil
+		}
+		taken = true // what follows is done while the patch is on its way
+		a, err := late.Apply(t.Context(), ch)
+		require.NoError(t, err)
+		back := ch
+		back.Mark, back.Phase = a.Mark, updater.Restoring
+		_, err = late.Restore(t.Context(), back)
+		require.NoError(t, err)
+		return nil
+	}})
+	_, err := late.Apply(t.Context(), ch)
+	require.ErrorIs(t, err, updater.ErrSuperseded)
+	require.Equal(t, p.Ref("web:1"), p.WaitDone("deployment/web").Image("app"))
+}

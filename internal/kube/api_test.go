@@ -194,7 +194,7 @@ func managedBy(m map[string]any, manager string) []any {
 	for _, c := range list {
 		fields[`k:{"name":"`+c.(map[string]any)["name"].(string)+`"}`] = map[string]any{"f:image": map[string]any{}}
 	}
-	return []any{map[string]any{"manager": manager, "operation": "Update", "fieldsType": "FieldsV1",
+	return []any{map[string]any{"manager": manager, "operation": "Update", "fieldsType": "FieldsV1", "time": time.Now().UTC().Format(time.RFC3339),
 		"fieldsV1": map[string]any{"f:spec": map[string]any{"f:template": map[string]any{"f:spec": map[string]any{"f:containers": fields}}}}}}
 }
 

@@ -47,7 +47,7 @@ func (c *Cluster) Plan(ctx context.Context, ch *updater.Change, _ func(string) (
 	}
 	org := origin{
 		Namespace: o.Namespace, Kind: o.kind, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
-		Fields: map[string]string{}, Before: map[string]string{}, OrderedReady: o.kind == "statefulset" && o.orderedReady,
+		Fields: map[string]string{}, Before: map[string]string{}, OrderedReady: o.kind == "statefulset" && o.orderedReady, Touched: o.touched,
 	}
 	for i := range ch.Parts {
 		p := &ch.Parts[i]
@@ -190,7 +190,7 @@ func cronPatch(patch []byte) ([]byte, error) {
 // write patches image fields from what they are expected to be to what they are to
 // be, and returns the object as the API server answered. Every attempt names the
 // version that it was decided on; on a newer one it only goes on if the fields are
-// still as expected. Where they are as they are to be already, nothing is written.
+// still as expected, and no updaterd has written since. Where they are as they are to be already, nothing is written.
 func (c *Cluster) write(ctx context.Context, org origin, version string, from, to map[string]string, dry bool) (*owner, error) {
 	k, ok := kindNamed(org.Kind)
 	if !ok {
@@ -227,6 +227,8 @@ func (c *Cluster) write(ctx context.Context, org origin, version string, from, t
 			return live, nil
 		case !maps.Equal(now, from):
 			return nil, fmt.Errorf("the images of %s are %s: %w", org.address(), listed(now), updater.ErrSuperseded)
+		case !live.touched.Equal(org.Touched):
+			return nil, fmt.Errorf("another updaterd has written %s at %s: %w", org.address(), live.touched.Format(time.RFC3339), updater.ErrSuperseded)
 		case apierrors.IsInvalid(err) && live.ResourceVersion == version:
 			return nil, fmt.Errorf("cluster %s: patching the images of %s: %w", c.name, org.address(), err)
 		}
@@ -380,8 +382,9 @@ func (c *Cluster) Restore(ctx context.Context, ch updater.Change) (updater.Resto
 			}
 		}
 		if len(to) > 0 {
-			fields := org
-			live, err = c.write(ctx, fields, live.ResourceVersion, from, to, false)
+			now := org
+			now.Touched = live.touched
+			live, err = c.write(ctx, now, live.ResourceVersion, from, to, false)
 			if errors.Is(err, updater.ErrSuperseded) && try < conflicts {
 				continue // look again whose they are
 			}

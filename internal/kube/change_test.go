@@ -228,7 +228,31 @@ func TestALostLeadWritesNothingMore(t *testing.T) {
 	ctx, lose := context.WithCancel(t.Context())
 	s.before = func(string, string) { lose() }
 	_, err := c.Apply(ctx, ch)
-	require.ErrorIs(t, err, context.Canceled)
+	require.Error(t, err)
+	require.Equal(t, app1, s.images("deployments", "web")["app"])
+}
+
+func TestALateWriteOfAnOldLeaderRepeatsNothing(t *testing.T) {
+	s, c := web(t)
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	require.NoError(t, c.Plan(t.Context(), &ch, nobody))
+	ch.Phase, ch.Disturbed = updater.Applying, true
+	taken := false
+	s.before = func(string, string) {
+		if taken {
+			return
+		}
+		taken = true // what follows is done by another leader, while the patch is on its way
+		other := s.cluster(t)
+		a, err := other.Apply(t.Context(), ch)
+		require.NoError(t, err)
+		back := ch
+		back.Mark = a.Mark
+		_, err = goBack(t, other, back)
+		require.NoError(t, err)
+	}
+	_, err := c.Apply(t.Context(), ch)
+	require.ErrorIs(t, err, updater.ErrSuperseded)
 	require.Equal(t, app1, s.images("deployments", "web")["app"])
 }
 

@@ -72,6 +72,8 @@ type owner struct {
 	kind       string
 	containers []container
 	arch       string // that its nodes must have; "": any
+	// touched is when an updaterd last wrote it, by the API server's clock.
+	touched time.Time
 
 	paused       bool // a Deployment is paused, a CronJob suspended
 	onDelete     bool // its pods are only replaced when somebody deletes them
@@ -131,6 +133,11 @@ func read(object any) (*owner, error) {
 		return nil, fmt.Errorf("%T is no object with a pod template", object)
 	}
 	o.arch = template.Spec.NodeSelector[corev1.LabelArchStable]
+	for _, e := range o.ManagedFields {
+		if e.Manager == manager && e.Subresource == "" && e.Time != nil && e.Time.After(o.touched) {
+			o.touched = e.Time.Time
+		}
+	}
 	by := imageWriters(o.ManagedFields, prefix)
 	add := func(field string, c corev1.Container) {
 		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
@@ -343,6 +350,9 @@ type origin struct {
 	// Fields say among which containers each container is, Before its image.
 	Fields, Before map[string]string
 	OrderedReady   bool `json:",omitempty"`
+	// Touched is when an updaterd had last written it. A write of an old leader that
+	// comes late must not repeat what the new one has taken back.
+	Touched time.Time `json:",omitzero"`
 }
 
 // mark is what a change keeps in Change.Mark: what the API server answered.
