@@ -39,7 +39,7 @@ var controllers = []string{
 	"namespace-controller", "garbage-collector-controller", "serviceaccount-controller",
 	"serviceaccount-token-controller", "root-ca-certificate-publisher-controller", "pod-garbage-collector-controller",
 	"ttl-after-finished-controller", "node-lifecycle-controller", "taint-eviction-controller",
-	"clusterrole-aggregation-controller",
+	"clusterrole-aggregation-controller", "resourcequota-controller",
 }
 
 // Plane is a control plane. Its methods are not for concurrent use.

@@ -50,6 +50,9 @@ func (c Call) String() string {
 	return strings.TrimSpace(c.Verb + " " + c.Resource + " " + c.Name)
 }
 
+// Dry: the API server is only to say what it would answer.
+func (c Call) Dry() bool { return c.Query.Get("dryRun") != "" }
+
 // Hooks are called on each Call. They may block, and may kill the client, whose
 // call is then carried out all the same. An error is answered to the client in place
 // of the API server's answer: from Before, the API server does not get the call;
@@ -127,8 +130,11 @@ func (c *Cluster) NewProxy(t stage.TB, hooks Hooks) *Proxy {
 		ctx := r.Context()
 		p.mu.Lock()
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			// Who has sent a call and died has made it.
-			ctx = context.WithoutCancel(ctx)
+			// Who has sent a call and died has made it. (Without a way to cancel it at
+			// all, the proxy would look for the end of the client itself.)
+			var done context.CancelFunc
+			ctx, done = context.WithCancel(context.WithoutCancel(ctx))
+			defer done()
 			if !call.quiet() {
 				p.n++
 				call.N = p.n
