@@ -79,6 +79,7 @@ func TestPackagesKnowOnlyWhatTheyMay(t *testing.T) {
 		// Its outbox is a database like the journal's.
 		"internal/notify":      {"internal/journal", "internal/policy", "internal/updater"},
 		"internal/kube":        {"internal/policy", "internal/updater"},
+		"internal/server":      {"internal/policy", "internal/updater"},
 		"internal/registry":    {"internal/policy", "internal/updater"},
 		"internal/backendtest": {"internal/policy", "internal/updater"},
 	}

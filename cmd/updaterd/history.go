@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -10,34 +13,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/updaterd/updaterd/internal/config"
+	"github.com/updaterd/updaterd/internal/server"
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
-// happening is one line of the history as JSON.
-type happening struct {
-	At       time.Time       `json:"at"`
-	Backend  string          `json:"backend"`
-	Workload string          `json:"workload"`
-	Event    updater.Event   `json:"event"`
-	From     *imageAndDigest `json:"from"`
-	To       *imageAndDigest `json:"to"`
-	Verdict  updater.Verdict `json:"verdict,omitempty"`
-	Why      string          `json:"why"`
-	Logs     string          `json:"logs,omitempty"` // the last lines of a condemned image
-	Took     float64         `json:"took_seconds"`
-	Gap      float64         `json:"gap_seconds"` // in service; 0 when unknown
-	Change   string          `json:"change,omitempty"`
-	Who      string          `json:"who,omitempty"` // the person by whose word it happened
-}
-
-type imageAndDigest struct {
-	Image  string `json:"image"`
-	Digest string `json:"digest"`
-}
-
 func (p program) historyCommand(s *shared) *cobra.Command {
 	var limit int
-	var logs bool
+	var logs, follow bool
 	c := &cobra.Command{
 		Use:               "history [WORKLOAD...]",
 		Short:             "Print what happened, newest first",
@@ -48,6 +30,7 @@ func (p program) historyCommand(s *shared) *cobra.Command {
 	o := outputFlag(c)
 	c.Flags().IntVarP(&limit, "limit", "n", 50, "how many entries at most; 0: all that are kept")
 	c.Flags().BoolVar(&logs, "logs", false, "print the last lines that condemned an image as well")
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "oldest first, and then what happens, until it is ended")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if limit < 0 {
 			return usageError{errors.New("--limit: it cannot be negative")}
@@ -56,27 +39,12 @@ func (p program) historyCommand(s *shared) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), looks)
+		if follow {
+			return p.followHistory(c.Context(), cfg, *o, args, limit)
+		}
+		entries, err := p.entries(c.Context(), cfg, url.Values{"workload": args}, limit)
 		if err != nil {
 			return err
-		}
-		defer w.close()
-		var entries []updater.Entry
-		for _, place := range w.places {
-			some, err := place.State.Journal().History(c.Context(), 0)
-			if err != nil {
-				return err
-			}
-			entries = append(entries, some...)
-		}
-		if len(args) > 0 {
-			entries = slices.DeleteFunc(entries, func(e updater.Entry) bool {
-				return !slices.ContainsFunc(args, func(name string) bool { return name == e.Workload || e.Backend+"/"+name == e.Workload })
-			})
-		}
-		slices.SortStableFunc(entries, func(a, b updater.Entry) int { return b.At.Compare(a.At) })
-		if limit > 0 && len(entries) > limit {
-			entries = entries[:limit]
 		}
 		return p.printHistory(*o, entries, logs, stateOf(cfg))
 	}
@@ -95,16 +63,154 @@ func stateOf(cfg *config.Config) string {
 	return strings.Join(all, ", ")
 }
 
-func (p program) printHistory(o output, entries []updater.Entry, logs bool, state string) error {
-	if o == asJSON {
-		all := []happening{}
-		for _, e := range entries {
-			all = append(all, happening{
-				At: e.At, Backend: e.Backend, Workload: e.Workload, Event: e.Event, From: named(e.From), To: named(e.To),
-				Verdict: e.Verdict, Why: e.Why, Logs: e.Logs, Took: e.Took.Seconds(), Gap: e.Gap.Seconds(), Change: e.Change, Who: e.Who,
-			})
+// entries is what happened, newest first, by the query of the API: from the daemon,
+// or where none listens from the journal. With a limit of 0 it is all.
+func (p program) entries(ctx context.Context, cfg *config.Config, query url.Values, limit int) ([]server.Entry, error) {
+	daemon, _, err := daemonOf(ctx, cfg)
+	if err != nil && !errors.Is(err, server.ErrNobody) {
+		return nil, err
+	}
+	all := []server.Entry{}
+	if err == nil {
+		const page = 1000
+		for {
+			want := page
+			if limit > 0 {
+				want = min(page, limit-len(all))
+			}
+			query.Set("limit", fmt.Sprint(want))
+			query.Set("offset", fmt.Sprint(len(all)))
+			some, err := daemon.History(ctx, query)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, some...)
+			if len(some) < want || len(all) == limit {
+				return all, nil
+			}
 		}
-		return printJSON(p.stdout, all)
+	}
+	w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), looks)
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	kept, err := w.updater.History(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range kept {
+		if server.Asked(query, e) {
+			all = append(all, server.EntryOf(e))
+		}
+	}
+	if limit > 0 && len(all) > limit {
+		all = all[:limit]
+	}
+	return all, nil
+}
+
+// followHistory prints what happens as it happens, over restarts of the daemon.
+func (p program) followHistory(ctx context.Context, cfg *config.Config, o output, names []string, limit int) error {
+	var last time.Time
+	seen := map[string]bool{} // of the moment of the last
+	for {
+		query := url.Values{"workload": names}
+		if !last.IsZero() {
+			query.Set("since", last.Add(-time.Nanosecond).Format(time.RFC3339Nano))
+			limit = 0
+		}
+		entries, err := p.entries(ctx, cfg, query, limit)
+		if ctx.Err() != nil {
+			return nil // it was ended
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range slices.Backward(entries) {
+			key := fmt.Sprint(e.At.UnixNano(), e.Workload, e.Event, e.Change, e.To)
+			if e.To != nil {
+				key += e.To.Digest
+			}
+			if e.At.After(last) {
+				last = e.At
+				clear(seen)
+			}
+			if seen[key] {
+				continue
+			}
+			seen[key] = true
+			if err := p.printLine(o, e); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(followEvery):
+		}
+	}
+}
+
+// followEvery is the pause between two looks at the history.
+const followEvery = time.Second
+
+// printLine prints one entry, whatever comes after it.
+func (p program) printLine(o output, e server.Entry) error {
+	if o == asJSON {
+		line := json.NewEncoder(p.stdout)
+		line.SetEscapeHTML(false)
+		return line.Encode(e)
+	}
+	words := []string{e.At.Local().Format(time.DateTime), e.Workload, string(e.Event), describeImage(e.To)}
+	if e.Who != "" {
+		words = append(words, "by "+e.Who)
+	}
+	_, err := fmt.Fprintln(p.stdout, strings.TrimSuffix(printable(strings.Join(words, "  ")+": "+e.Why), ": "))
+	return err
+}
+
+func (p program) logsCommand(s *shared) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "logs CHANGE|WORKLOAD",
+		Short: "Print the last lines that a condemned image wrote",
+		Long: `Print the last lines that the image of a change wrote before it was put back, at
+most 4 KiB. The change is named by its id (history -o json), or by a workload: then
+it is the last one of it that left any.`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeWorkloads(s),
+	}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cfg, err := p.load(s)
+		if err != nil {
+			return err
+		}
+		entries, err := p.entries(c.Context(), cfg, url.Values{"change": args}, 0)
+		if err == nil && len(entries) == 0 {
+			entries, err = p.entries(c.Context(), cfg, url.Values{"workload": args}, 0)
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if e.Logs == "" {
+				continue
+			}
+			for line := range strings.Lines(e.Logs) {
+				if _, err := fmt.Fprintln(p.stdout, printable(line)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		return fmt.Errorf("no lines are kept of %q: name a change, or a workload, whose image was put back; updaterd history lists them", args[0])
+	}
+	return c
+}
+
+func (p program) printHistory(o output, entries []server.Entry, logs bool, state string) error {
+	if o == asJSON {
+		return printJSON(p.stdout, entries)
 	}
 	if len(entries) == 0 {
 		_, err := fmt.Fprintf(p.stdout, "Nothing has happened yet that %s knows of.\n", state)
@@ -113,8 +219,8 @@ func (p program) printHistory(o output, entries []updater.Entry, logs bool, stat
 	var rows [][]string
 	for _, e := range entries {
 		rows = append(rows, []string{
-			e.At.Local().Format(time.DateTime), e.Workload, string(e.Event), describe(e.From), describe(e.To),
-			rounded(e.Took), rounded(e.Gap), e.Who, e.Why,
+			e.At.Local().Format(time.DateTime), e.Workload, string(e.Event), describeImage(e.From), describeImage(e.To),
+			rounded(seconds(e.Took)), rounded(seconds(e.Gap)), e.Who, e.Why,
 		})
 	}
 	if err := printTable(p.stdout, []string{"AT", "WORKLOAD", "EVENT", "FROM", "TO", "TOOK", "GAP", "WHO", "WHY"}, rows); err != nil || !logs {
@@ -124,7 +230,7 @@ func (p program) printHistory(o output, entries []updater.Entry, logs bool, stat
 		if e.Logs == "" {
 			continue
 		}
-		if _, err := fmt.Fprintf(p.stdout, "\n%s %s: the last lines of %s\n", e.At.Local().Format(time.DateTime), e.Workload, describe(e.To)); err != nil {
+		if _, err := fmt.Fprintf(p.stdout, "\n%s %s: the last lines of %s\n", e.At.Local().Format(time.DateTime), e.Workload, describeImage(e.To)); err != nil {
 			return err
 		}
 		if err := p.printLogs(e.Logs); err != nil {
@@ -134,12 +240,14 @@ func (p program) printHistory(o output, entries []updater.Entry, logs bool, stat
 	return nil
 }
 
-func named(i updater.Image) *imageAndDigest {
-	if i.Ref == "" && i.Digest == "" {
-		return nil
+func describeImage(i *server.Image) string {
+	if i == nil {
+		return ""
 	}
-	return &imageAndDigest{i.Ref, i.Digest}
+	return describe(updater.Image{Ref: i.Image, Digest: i.Digest})
 }
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 func describe(i updater.Image) string {
 	switch {

@@ -5,6 +5,9 @@
 //	updaterd run --once       one pass, every change carried to its end
 //	updaterd check            look and decide, change nothing
 //	updaterd explain IMAGE    every tag, and why it was taken or dropped
+//	updaterd status           whether the daemon is well: a health check
+//	updaterd workloads        what is watched, as the daemon sees it
+//	updaterd logs             what a condemned image wrote
 //	updaterd update           update now, whatever is waited for
 //	updaterd rollback         go back to the image before
 //	updaterd hold, release    leave a workload as it is, and no longer

@@ -136,6 +136,12 @@ func (p program) serve(ctx context.Context, cfg *config.Config, file string, cha
 		defer end()
 	}
 
+	closeAPI, err := w.api(cfg.API)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAPI()
+
 	telling, hush := context.WithCancel(context.WithoutCancel(ctx))
 	told := make(chan struct{})
 	go func() {
@@ -207,7 +213,7 @@ func (p program) refuse(log *slog.Logger, file string, err error) {
 // parts than a running updater can exchange.
 func rewired(a, b *config.Config) bool {
 	return a.State != b.State || a.Log != b.Log || a.Metrics != b.Metrics || !reflect.DeepEqual(a.Docker, b.Docker) ||
-		!reflect.DeepEqual(a.Kubernetes, b.Kubernetes)
+		!reflect.DeepEqual(a.API, b.API) || !reflect.DeepEqual(a.Kubernetes, b.Kubernetes)
 }
 
 func (p program) checkCommand(s *shared) *cobra.Command {

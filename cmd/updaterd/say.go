@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/updaterd/updaterd/internal/config"
+	"github.com/updaterd/updaterd/internal/server"
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
@@ -96,8 +97,32 @@ func (p program) sayings(s *shared) []*cobra.Command {
 	return all
 }
 
-// say passes on what a person said, to the journal.
+// say passes on what a person said: to the daemon, or where none listens to the
+// journal.
 func (p program) say(ctx context.Context, cfg *config.Config, o output, def sayCommand, s updater.Saying) error {
+	daemon, _, err := daemonOf(ctx, cfg)
+	switch {
+	case errors.Is(err, server.ErrNobody):
+		return p.note(ctx, cfg, o, def, s)
+	case err != nil:
+		return err
+	case def.atOnce:
+		rows, err := p.follow(ctx, daemon, s, p.teller())
+		if err != nil && len(rows) == 0 {
+			return err
+		}
+		return p.printDone(ctx, o, def, rows, err)
+	}
+	told, err := daemon.Say(ctx, s)
+	if err != nil {
+		return err
+	}
+	return p.printTold(o, def, told, stateOf(cfg))
+}
+
+// note writes what a person said into the journal, and does what was asked for at
+// once.
+func (p program) note(ctx context.Context, cfg *config.Config, o output, def sayCommand, s updater.Saying) error {
 	as := looks
 	if def.atOnce {
 		as = acts
@@ -134,6 +159,16 @@ func (p program) say(ctx context.Context, cfg *config.Config, o output, def sayC
 	}
 	if err != nil && len(rows) == 0 {
 		return err
+	}
+	return p.printDone(ctx, o, def, rows, err)
+}
+
+// printDone prints what became of what was asked for at once. err is what came in
+// between.
+func (p program) printDone(ctx context.Context, o output, def sayCommand, rows []updater.Row, err error) error {
+	if len(rows) == 0 && o == asTable {
+		_, failed := fmt.Fprintf(p.stdout, "There is nothing to %s.\n", def.verb)
+		return errors.Join(failed, err)
 	}
 	if err := errors.Join(p.printRows(o, rows, true), err); err != nil {
 		return err

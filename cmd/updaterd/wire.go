@@ -16,6 +16,7 @@ import (
 	"github.com/updaterd/updaterd/internal/metrics"
 	"github.com/updaterd/updaterd/internal/notify"
 	"github.com/updaterd/updaterd/internal/registry"
+	"github.com/updaterd/updaterd/internal/server"
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
@@ -30,6 +31,7 @@ type wiring struct {
 	registry atomic.Pointer[registry.Client] // replaced by a reload
 	metrics  *metrics.Metrics                // nil where nobody asks for them
 	notifier *notify.Notifier
+	board    *server.Board // what goes on, for those who look
 }
 
 // role is what a command does to changes.
@@ -44,7 +46,7 @@ const (
 // wire builds everything and starts nothing. Only where changes are made does the
 // installation need an id of its own.
 func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, error) {
-	w := &wiring{log: log, version: p.version}
+	w := &wiring{log: log, version: p.version, board: server.NewBoard()}
 	owner := ""
 	if as != looks && len(c.Docker) > 0 {
 		var err error
@@ -226,14 +228,24 @@ func (w *wiring) rules(c *config.Config) (updater.Rules, error) {
 		})
 	}
 	w.notifier.Tell(receivers)
-	observers := updater.Observers{w.notifier}
+	observers := updater.Observers{w.notifier, w.board}
 	if w.metrics != nil {
 		observers = append(observers, w.metrics)
 	}
 	return updater.Rules{
 		Settings: c.Settings, Schedule: c.Schedule, Jitter: c.Jitter, Parallel: c.Parallel,
-		Registry: r, Notifier: w.notifier, Observer: observers,
+		Registry: r, Notifier: notifiers{w.board, w.notifier}, Observer: observers,
 	}, nil
+}
+
+// notifiers are several as one.
+type notifiers []updater.Notifier
+
+// Notify implements [updater.Notifier].
+func (n notifiers) Notify(ctx context.Context, e updater.Entry) {
+	for _, each := range n {
+		each.Notify(ctx, e)
+	}
 }
 
 func newRegistry(c *config.Config, log *slog.Logger, version string, o registry.Observer) (*registry.Client, error) {

@@ -63,6 +63,7 @@ type Config struct {
 	Notify     []Notify
 	// Metrics is the address to serve metrics on; "" is nowhere.
 	Metrics string
+	API     API
 
 	defaults   map[string]written // by setting, every one present
 	rules      []rule
@@ -152,6 +153,7 @@ func load(d *document, data []byte, environ []string) (*Config, error) {
 		w.text = c.State
 		merged["state"] = w
 	}
+	c.API.settle(d, merged, c.State, vars)
 	for _, k := range top {
 		c.show(k.name, merged[k.name], k.secret)
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"errors"
 	"os"
 	"path/filepath"
@@ -191,7 +192,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		want string // after "FILE"
 	}{
 		{"an unknown key", "scedule: x", `:1: scedule: is not a key; did you mean schedule?`},
-		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are allow-label-tests, defaults, docker, jitter, kubernetes, log, metrics, notify, parallel, registries, rules, schedule, state, watch`},
+		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are allow-label-tests, api, defaults, docker, jitter, kubernetes, log, metrics, notify, parallel, registries, rules, schedule, state, watch`},
 		{"an underscore in a key", "defaults:\n  min_age: 1d", `:2: defaults.min_age: is not a key; did you mean min-age?`},
 		{"an unknown key in a map", "defaults:\n  health:\n    timeot: 1s", `:3: defaults.health.timeot: is not a key; did you mean timeout?`},
 		{"an unknown key in a list", "docker:\n  - name: a\n    endpont: x", `:3: docker[0].endpont: is not a key; did you mean endpoint?`},
@@ -281,6 +282,14 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"a password without a user", "registries: [{host: a.io, password-file: /dev/null}]", `:1: registries[0].password-file: needs username; write whose password it is`},
 		{"a password file that is not there", "registries: [{host: a.io, username: x, password-file: /nowhere/p}]", `:1: registries[0].password-file: /nowhere/p cannot be read: no such file or directory; mend the path or the permissions`},
 		{"a password file that is a device", "registries: [{host: a.io, username: x, password-file: /dev/zero}]", `:1: registries[0].password-file: /dev/zero cannot be read: it is not a regular file; mend the path or the permissions`},
+
+		{"an API for everybody", "api: {listen: ':9714'}", `:1: api.listen: :9714 is reached from elsewhere, and nobody would need a token; write api.read-tokens or api.write-tokens, or listen on 127.0.0.1`},
+		{"an API without a port", "api: {listen: localhost}", `:1: api.listen: "localhost" is no address to listen on; write host and port, such as 127.0.0.1:9713, or nothing to turn it off`},
+		{"hosts without an API", "api: {hosts: [web]}", `:1: api.hosts: means nothing without api.listen; write an address to listen on, or remove it`},
+		{"a host with a port", "api: {listen: 'localhost:1', hosts: ['web:1']}", `:1: api.hosts: "web:1" is no name of a host; write it without scheme and port`},
+		{"half a certificate", "api: {listen: 'localhost:1', tls: {cert: a}}", `:1: api.tls.cert: needs api.tls.key; name the key of the certificate`},
+		{"no tokens", "api: {listen: 'localhost:1', write-tokens: /dev/null}", `:1: api.write-tokens: /dev/null cannot be read: it is not a regular file; mend the path or the permissions`},
+		{"a socket too deep", "api: {socket: /" + strings.Repeat("a", 107) + "}", `:1: api.socket: /` + strings.Repeat("a", 107) + ` is longer than the 107 bytes that the path of a socket may have; name a shorter one`},
 
 		{"nobody to tell", "notify:\n  - on: [failed]", `:2: notify[0]: has no address; write url, or url-file to keep its token out of this file`},
 		{"two addresses", "notify: [{url: 'http://a', url-file: /dev/null}]", `:1: notify[0]: has both url and url-file; keep one`},
@@ -671,5 +680,60 @@ func TestPathsOfCredentials(t *testing.T) {
 
 		_, err = Load(file, nil)
 		require.ErrorContains(t, err, "/run/credentials/updaterd.service/ghcr cannot be read", "by hand, it is looked for where the service has it")
+	}
+}
+
+func TestTokensOfTheAPI(t *testing.T) {
+	load := func(read, write string) (*Config, error) {
+		dir := t.TempDir()
+		text := "api:\n  listen: 0.0.0.0:9714\n"
+		for name, tokens := range map[string]string{"read-tokens": read, "write-tokens": write} {
+			if tokens != "" {
+				require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(tokens), 0o600))
+				text += "  " + name + ": " + name + "\n"
+			}
+		}
+		file := filepath.Join(dir, "updaterd.yaml")
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		return Load(file, nil)
+	}
+	const ann, bob = "0123456789abcdef-ann", "0123456789abcdef-bob"
+	c, err := load("# who may look\nann: "+ann+"\n", "\nbob:"+bob)
+	require.NoError(t, err)
+	require.Equal(t, []Token{{"ann", sha256.Sum256([]byte(ann)), false}, {"bob", sha256.Sum256([]byte(bob)), true}}, c.API.Tokens)
+	for _, v := range c.Show() {
+		require.NotContains(t, v.Value, "0123456789abcdef")
+	}
+	for tokens, want := range map[string]string{
+		"# nobody": "holds no token", ann: "line 1 of", "a: b c": "is no token", "x: y\nann: short": "line 1 of", "ann: short": "fewer than 16 characters",
+		"a: " + ann + "\nb: " + ann: "the token of b is there twice",
+	} {
+		_, err := load(tokens, "")
+		require.ErrorContains(t, err, want)
+		require.NotContains(t, err.Error(), "0123456789abcdef")
+	}
+}
+
+func TestSocketOfTheAPI(t *testing.T) {
+	for _, tt := range []struct {
+		name, text string
+		environ    []string
+		want       string
+		fallback   bool
+	}{
+		{"by default it is with the state", "state: /s", nil, "/s/updaterd.sock", true},
+		{"of a service it is where services have theirs", "state: /s", []string{"RUNTIME_DIRECTORY=/run/updaterd:/run/b"}, "/run/updaterd/updaterd.sock", true},
+		{"it is where one says", "{state: /s, api: {socket: /x.sock}}", []string{"RUNTIME_DIRECTORY=/run/updaterd"}, "/x.sock", false},
+		{"it can be none", "{state: /s, api: {socket: off}}", nil, "", false},
+		{"nobody asked for one whose path is too long", "state: /" + strings.Repeat("s", 100), nil, "", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "updaterd.yaml")
+			require.NoError(t, os.WriteFile(file, []byte(tt.text), 0o600))
+			c, err := Load(file, tt.environ)
+			require.NoError(t, err)
+			require.Equal(t, tt.want, c.API.Socket)
+			require.Equal(t, tt.fallback, c.API.Fallback)
+		})
 	}
 }

@@ -116,6 +116,14 @@ func fileKeys() []key[Config] {
 		with("allow-label-tests", "false", readFlag, func(c *c) *bool { return &c.labelTests }),
 		with("log.level", "info", readChoice("debug", "info", "warn", "error"), func(c *c) *string { return &c.Log.Level }),
 		with("log.format", "text", readChoice("text", "json"), func(c *c) *string { return &c.Log.Format }),
+		with("api.socket", "auto", readSocket, func(c *c) *string { return &c.API.Socket }),
+		with("api.group", "", readText, func(c *c) *string { return &c.API.Group }),
+		with("api.listen", "", readListen, func(c *c) *string { return &c.API.Listen }),
+		with("api.hosts", "", readList, func(c *c) *[]string { return &c.API.Hosts }),
+		without("api.tls.cert", readPath, func(c *c) *string { return &c.API.TLS.Cert }),
+		without("api.tls.key", readPath, func(c *c) *string { return &c.API.TLS.Key }),
+		without("api.read-tokens", readPath, func(c *c) *string { return &c.API.readTokens }),
+		without("api.write-tokens", readPath, func(c *c) *string { return &c.API.writeTokens }),
 		with("metrics.listen", "", readListen, func(c *c) *string { return &c.Metrics }),
 	}
 }

@@ -397,6 +397,20 @@ func (s Saying) edit(m *Record, about Image) Event {
 	return ""
 }
 
+// History is what happened everywhere, newest first.
+func (u *Updater) History(ctx context.Context) ([]Entry, error) {
+	var all []Entry
+	for _, place := range u.places {
+		some, err := place.State.Journal().History(ctx, 0)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+	}
+	slices.SortStableFunc(all, func(a, b Entry) int { return b.At.Compare(a.At) })
+	return all, nil
+}
+
 // Look has a running Updater look at these workloads at once, or at all, instead
 // of waiting for its next pass. It returns before it has. Names that mean nothing
 // are nothing to look at.
