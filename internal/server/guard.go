@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Token lets its bearer in. Only a digest of it is kept.
@@ -93,19 +94,38 @@ func (s *Server) guard(next http.Handler) http.Handler {
 				return
 			}
 			var ok bool
-			if p, ok = s.bearer(r); !ok {
+			page, anonymous := isPage(r.URL.Path)
+			if anonymous {
+				next.ServeHTTP(w, r)
+				return
+			}
+			if p, ok = s.bearer(r); !ok && r.Header.Get("Authorization") == "" {
+				p, ok = s.sessions.find(r, time.Now())
+				// A cookie comes by itself, so what it is sent with must say whence.
+				if ok && !reads(r) && r.Header.Get("Origin") == "" && r.Header.Get("Sec-Fetch-Site") == "" {
+					refuse(w, http.StatusForbidden, "origin", "what a cookie lets in must say its origin")
+					return
+				}
+			}
+			if !ok && page && reads(r) {
+				http.Redirect(w, r, "/login", http.StatusSeeOther)
+				return
+			}
+			if !ok {
 				h.Set("WWW-Authenticate", `Bearer realm="updaterd"`)
 				refuse(w, http.StatusUnauthorized, "token", "a token is needed: Authorization: Bearer TOKEN")
 				return
 			}
 		}
-		if reads := r.Method == http.MethodGet || r.Method == http.MethodHead; !reads && !p.write {
+		if !reads(r) && !p.write && r.URL.Path != "/logout" {
 			refuse(w, http.StatusForbidden, "read-only", "this may read only; a token of api.write-tokens is needed")
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), personKey{}, p)))
 	})
 }
+
+func reads(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
 
 // bearer is whose token a request carries.
 func (s *Server) bearer(r *http.Request) (person, bool) {
@@ -114,6 +134,16 @@ func (s *Server) bearer(r *http.Request) (person, bool) {
 		return person{name: "somebody"}, loopback(r)
 	}
 	scheme, token, _ := strings.Cut(header, " ")
+	p, ok := s.holder(token)
+	if !ok || !strings.EqualFold(scheme, "Bearer") {
+		return person{}, false
+	}
+	return p, true
+}
+
+// holder is whose token it is. Which one it is like cannot be told from the time
+// that it takes.
+func (s *Server) holder(token string) (person, bool) {
 	sum := sha256.Sum256([]byte(token))
 	var found *Token
 	for i, t := range s.options.Tokens { // all of them, whichever it is
@@ -121,7 +151,7 @@ func (s *Server) bearer(r *http.Request) (person, bool) {
 			found = &s.options.Tokens[i]
 		}
 	}
-	if found == nil || !strings.EqualFold(scheme, "Bearer") {
+	if found == nil {
 		return person{}, false
 	}
 	return person{name: found.Name, write: found.Write}, true

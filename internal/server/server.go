@@ -48,15 +48,16 @@ type Options struct {
 
 // Server answers requests.
 type Server struct {
-	options Options
-	handler http.Handler
+	options  Options
+	handler  http.Handler
+	sessions sessions
 }
 
 // New returns a Server. It starts nothing.
 func New(o Options) *Server {
 	s := &Server{options: o}
 	mux := http.NewServeMux()
-	for _, r := range s.routes() {
+	for _, r := range slices.Concat(s.routes(), s.pageRoutes()) {
 		mux.HandleFunc(r.method+" "+r.path, r.handle)
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -147,6 +148,10 @@ func (s Status) Healthy() bool {
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, s.statusNow())
+}
+
+func (s *Server) statusNow() Status {
 	g := s.options.Updater.Glance()
 	out := Status{Version: s.options.Version, Ready: g.Ready, StandingBy: g.StandingBy, Backends: []Backend{}}
 	for _, step := range updater.Overdue(g.Steps, time.Now()) {
@@ -165,7 +170,7 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 		}
 		out.Backends = append(out.Backends, b)
 	}
-	answer(w, http.StatusOK, out)
+	return out
 }
 
 // named reports whether a name that a person gave means a workload.

@@ -138,7 +138,12 @@ func TestWhoMayDoWhat(t *testing.T) {
 		{"nor what is written in percent", tokens(), "POST", "/v1/%68old", nil, 401},
 		{"nor another method", tokens(), "PUT", "/v1/hold", nil, 401},
 		{"nor one that may only read", tokens(), "BREW", "/v1/workloads", []func(*http.Request){bearer(readToken)}, 403},
-		{"what is nowhere needs a token too", tokens(), "GET", "/", nil, 401},
+		{"what is nowhere needs a token too", tokens(), "GET", "/x", nil, 401},
+		{"a page leads to where one logs in", tokens(), "GET", "/", nil, 303},
+		{"and so does that of a workload", tokens(), "GET", "/workloads/local/web", nil, 303},
+		{"a button needs more", tokens(), "POST", "/do", nil, 401},
+		{"logging in needs a name of ours", tokens(), "GET", "/login", []func(*http.Request){host("evil.example.com")}, 421},
+		{"and an origin of ours", tokens(), "POST", "/login", []func(*http.Request){header("Origin", "http://evil.example.com")}, 403},
 		{"what is nowhere is nowhere", nil, "GET", "/v1/../etc/passwd", nil, 307},
 		{"and says so", nil, "GET", "/etc/passwd", nil, 404},
 	} {
