@@ -2,10 +2,13 @@ package cluster
 
 import (
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -95,6 +98,92 @@ func TestOneLeads(t *testing.T) {
 	s.Good("web:1", "2")
 	standby.WaitLog("phase=committed", rig.Patience)
 	require.Equal(t, 0, standby.Stop(time.Minute))
+}
+
+// TestAStandbyIsReady, and alive, though another one leads, and though the API
+// server is away.
+func TestAStandbyIsReady(t *testing.T) {
+	t.Parallel()
+	s := rig.Shared(t).NewSpace(t)
+	s.Good("web:1", "1")
+	leader := installation(t, s, s.Kubeconfig, s.Name).Start()
+	leader.WaitLog("leading", rig.Patience)
+	away := false
+	var mu sync.Mutex
+	way := s.Through(rig.Hooks{Before: func(rig.Call) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if away {
+			return rig.ErrDrop
+		}
+		return nil
+	}})
+	u := installation(t, s, way.Kubeconfig, s.Name)
+	address := free(t)
+	config, err := os.ReadFile(u.Config)
+	require.NoError(t, err)
+	u.WriteConfig(string(config) + fmt.Sprintf("metrics: {listen: %q}\n", address))
+	standby := u.Start()
+	well := func(path string) bool {
+		r, err := http.Get("http://" + address + path)
+		if err != nil {
+			return false
+		}
+		defer r.Body.Close()
+		return r.StatusCode == http.StatusOK
+	}
+	stage.Eventually(t, rig.Patience, "the standby to be ready", func() bool { return well("/readyz") })
+	mu.Lock()
+	away = true
+	mu.Unlock()
+	for range 20 {
+		time.Sleep(200 * time.Millisecond)
+		require.True(t, well("/readyz"))
+		require.True(t, well("/livez"))
+	}
+	require.NotContains(t, standby.Logs(), "leading")
+	require.Equal(t, 0, standby.Stop(time.Minute))
+}
+
+// free is an address that nobody listens at.
+func free(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// TestTwoInstallations with selectors that do not overlap keep to their own, with
+// their state in one namespace.
+func TestTwoInstallations(t *testing.T) {
+	t.Parallel()
+	s := rig.Shared(t).NewSpace(t)
+	s.Good("web:1", "1")
+	both := []*stage.Updaterd{}
+	for _, team := range []string{"red", "blue"} {
+		s.Deployment(rig.Spec{Name: team, Annotations: enabled(), Labels: map[string]string{"team": team}})
+		u := installation(t, s, s.Kubeconfig, s.Name)
+		config, err := os.ReadFile(u.Config)
+		require.NoError(t, err)
+		u.WriteConfig(strings.NewReplacer("name: prod", "name: "+team, "state-namespace", fmt.Sprintf("selector: team=%s, state-namespace", team)).Replace(string(config)))
+		both = append(both, u)
+	}
+	s.WaitDone("deployment/red")
+	s.WaitDone("deployment/blue")
+	s.Good("web:1", "2")
+	var daemons []*stage.Daemon
+	for _, u := range both {
+		daemons = append(daemons, u.Start())
+	}
+	for _, d := range daemons {
+		d.WaitLog("phase=committed", rig.Patience)
+	}
+	for i, team := range []string{"red", "blue"} {
+		history := both[i].Run("history").Stdout
+		require.Contains(t, history, team+"/"+s.Name+"/deployment/"+team+"/app")
+		require.Equal(t, 1, strings.Count(history, "updated"), history)
+	}
 }
 
 // TestTheShippedRights suffice for all that updaterd does, and none of them is
