@@ -51,6 +51,9 @@ const (
 	// journalPatience is how long a write is tried again that an API server in
 	// trouble did not take.
 	journalPatience = 15 * time.Second
+	// journalWrites is how many writes are under way at once: a first pass has
+	// something to remember of every workload there is.
+	journalWrites = 16
 	// watchFor is how long one watch lasts at most; the next one goes on from there.
 	watchFor = 8 * time.Minute
 )
@@ -132,6 +135,7 @@ type journal struct {
 	lose      context.CancelCauseFunc
 	log       *slog.Logger
 	events    *announcer
+	slots     chan struct{} // one for each write under way
 
 	mu     sync.Mutex
 	loaded bool            // pages holds all there are
@@ -145,7 +149,7 @@ var _ updater.Journal = (*journal)(nil)
 func newJournal(o StateOptions, who string, lose context.CancelCauseFunc) *journal {
 	return &journal{
 		client: o.Client, backend: o.Backend, namespace: o.Namespace, who: who, lose: lose, log: o.Log,
-		events: &announcer{client: o.Client, log: o.Log}, pages: map[string]page{},
+		events: &announcer{client: o.Client, log: o.Log}, slots: make(chan struct{}, journalWrites), pages: map[string]page{},
 	}
 }
 
@@ -586,6 +590,11 @@ func (j *journal) put(ctx context.Context, name string, on page, b book) error {
 	}
 	if aside = aside[:min(len(aside), max(0, bookLimit-2*len(raw))/2)]; aside != "" {
 		c.Data[damagedKey] = strings.ToValidUTF8(aside, "?")
+	}
+	select {
+	case j.slots <- struct{}{}:
+		defer func() { <-j.slots }()
+	case <-ctx.Done():
 	}
 	if err := ctx.Err(); err != nil {
 		return err // the lead may have been lost

@@ -155,6 +155,9 @@ func (l *lease) acquire(ctx context.Context, wait time.Duration) error {
 			trouble = err.Error()
 			l.log.Warn("lease cannot be had, waiting", "err", err)
 		}
+		if wait >= 0 && apierrors.IsForbidden(err) {
+			return err // somebody waits, and waiting grants nothing
+		}
 		if !rested(waiting, leaseEvery) {
 			if ctx.Err() != nil {
 				return ctx.Err()
