@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/updaterd/updaterd/e2e/cluster/rig"
@@ -404,4 +405,63 @@ func TestALateWriteOfAnOldLeaderRepeatsNothing(t *testing.T) {
 	_, err := late.Apply(t.Context(), ch)
 	require.ErrorIs(t, err, updater.ErrSuperseded)
 	require.Equal(t, p.Ref("web:1"), p.WaitDone("deployment/web").Image("app"))
+}
+
+// TestTheSurroundingsAreNotTheImage: a change that they fail is taken back, rejects
+// nothing, and is tried again.
+func TestTheSurroundingsAreNotTheImage(t *testing.T) {
+	for name, tt := range map[string]struct {
+		says string
+		fail func(p *passes) (mend func())
+	}{
+		"a registry that is down": {says: "cannot be pulled", fail: func(p *passes) func() {
+			p.Registry.Down()
+			return p.Registry.Up
+		}},
+		"a quota": {says: "exceeded quota", fail: func(p *passes) func() {
+			// It is in force when somebody has counted what there is.
+			hard := corev1.ResourceList{corev1.ResourcePods: resource.MustParse("2")}
+			q := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "tight"}, Spec: corev1.ResourceQuotaSpec{Hard: hard}}
+			quotas := p.Client.CoreV1().ResourceQuotas(p.Name)
+			q, err := quotas.Create(p.t.Context(), q, metav1.CreateOptions{})
+			require.NoError(p.t, err)
+			q.Status = corev1.ResourceQuotaStatus{Hard: hard, Used: hard}
+			_, err = quotas.UpdateStatus(p.t.Context(), q, metav1.UpdateOptions{})
+			require.NoError(p.t, err)
+			return func() { p.Kubectl("delete", "quota", "tight") }
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPasses(t)
+			old := p.Good("web:1", "1")
+			p.Deployment(rig.Spec{Replicas: 2, Pod: func(s *corev1.PodSpec) {
+				// The node has the image of before, which it needs for the way back.
+				s.NodeSelector = map[string]string{corev1.LabelHostname: "one"}
+			}})
+			p.WaitDone("deployment/web")
+			digest := p.Good("web:1", "2")
+			var mend func()
+			p.proxy.Hook(rig.Hooks{Before: func(c rig.Call) error {
+				if c.Verb == "patch" && c.Query.Get("dryRun") == "" && mend == nil {
+					mend = tt.fail(p)
+				}
+				return nil
+			}})
+			row := p.pass()["deployment/web/app"]
+			require.Equal(t, updater.OutcomeRestored, row.Outcome, row.Detail)
+			require.Contains(t, row.Detail, tt.says)
+			require.Empty(t, p.record("deployment/web").Rejected)
+			require.Equal(t, 1, p.record("deployment/web").Retry.Attempts)
+			require.Equal(t, []string{old}, p.Digests("web"))
+			mend()
+			require.Equal(t, updater.Surroundings, p.pass()["deployment/web/app"].Reason)
+			require.NoError(t, (&backendtest.State{Disk: p.disk}).Remember(t.Context(), map[string]func(*updater.Record){
+				p.ID("deployment/web"): func(m *updater.Record) { m.Retry = nil }, // an hour later
+			}))
+			row = p.pass()["deployment/web/app"]
+			require.Equal(t, updater.OutcomeCommitted, row.Outcome, row.Detail)
+			require.Equal(t, []string{digest}, p.Digests("web"))
+		})
+	}
 }

@@ -272,6 +272,18 @@ func TestGoingBackPinsATagThatHasMoved(t *testing.T) {
 	require.Equal(t, r, again)
 }
 
+func TestWhatStandsAsBeforeIsBack(t *testing.T) {
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	org := origin{Before: map[string]string{"app": app1}}
+	up := corev1.ContainerStatus{Ready: true, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}
+	pods := []*pod{
+		podWith("as-before", app1, up), podWith("pinned", app1+"@"+fakeDigest(app1), up),
+		podWith("new", app2+"@"+fakeDigest(app2), up), podWith("moved", app1+"@"+fakeDigest("moved"), up),
+		podWith("not-ready", app1, corev1.ContainerStatus{}),
+	}
+	require.Equal(t, 2, standing(pods, ch, org))
+}
+
 func TestGoingBackAsksWhetherATagHasMoved(t *testing.T) {
 	for moved, want := range map[string]string{fakeDigest(app1): app1, fakeDigest("new"): app1 + "@" + fakeDigest(app1)} {
 		s, c := web(t)

@@ -384,13 +384,38 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 		since = ch.Since
 	}
 	b := blame(o, pods, images, ct.name, since)
+	if side == updater.OldSide && standing(pods, ch, org) >= int(o.desired) {
+		// As many as are wanted run what ran before. That the controller makes them
+		// anew, because the reference is pinned now, is no matter of health.
+		pending = ""
+	}
 	ob.Pending, ob.Waits = pending, waits
 	ob.Fault, ob.Blame, ob.Logs, ob.Started = b.fault, b.verdict, b.logs, b.restarted
 	ob.Progress = 1 + int(o.updated) + b.ready
+	if side == updater.OldSide && ob.Pending == "" && ob.Blame == updater.Unclear {
+		ob.Fault, ob.Blame = "", ""
+	}
 	if ob.Pending != "" && ob.Fault == "" && !speaksAgainst(o, pods, images, ct.name) {
 		ob.Fault, ob.Blame = "nothing is known that speaks against the image", updater.Unclear
 	}
 	return ob, nil
+}
+
+// standing counts the pods that are ready on the images of before, however these are
+// written.
+func standing(pods []*pod, ch updater.Change, org origin) (n int) {
+	for _, p := range pods {
+		old := !p.gone() && p.readyNow()
+		for _, part := range ch.Parts {
+			name := part.Workload[strings.LastIndexByte(part.Workload, '/')+1:]
+			image := p.images[name]
+			old = old && (image == org.Before[name] || image == org.Before[name]+"@"+part.From.Digest)
+		}
+		if old {
+			n++
+		}
+	}
+	return n
 }
 
 // podsOf are the pods of one object.

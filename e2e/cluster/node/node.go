@@ -289,7 +289,7 @@ func (n *Node) renew(ctx context.Context) error {
 // else pulled.
 func (n *Node) image(ctx context.Context, p *pod, c *corev1.Container) (*image, error) {
 	n.mu.Lock()
-	have := n.images[c.Image]
+	have := n.images[named(c.Image)]
 	n.mu.Unlock()
 	switch {
 	case c.ImagePullPolicy == corev1.PullNever && have == nil:
@@ -314,8 +314,25 @@ func (n *Node) image(ctx context.Context, p *pod, c *corev1.Container) (*image, 
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.images[c.Image] = img
+	n.images[named(c.Image)] = img
+	if n.Runtime != Sideloaded {
+		// Who has pulled a tag has what it stood for by its digest, too.
+		n.images[img.repository+"@"+img.index.String()] = img
+	}
 	return img, nil
+}
+
+// named is a reference as runtimes keep images by it: where there is a digest, the
+// tag says nothing.
+func named(ref string) string {
+	name, digest, ok := strings.Cut(ref, "@")
+	if !ok {
+		return ref
+	}
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		name = name[:i]
+	}
+	return name + "@" + digest
 }
 
 // Images are the references that the node holds an image of.
