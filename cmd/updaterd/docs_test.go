@@ -80,6 +80,7 @@ func TestPackagesKnowOnlyWhatTheyMay(t *testing.T) {
 		"internal/notify":      {"internal/journal", "internal/policy", "internal/updater"},
 		"internal/kube":        {"internal/policy", "internal/updater"},
 		"internal/server":      {"internal/policy", "internal/updater"},
+		"internal/webhook":     {},
 		"internal/registry":    {"internal/policy", "internal/updater"},
 		"internal/backendtest": {"internal/policy", "internal/updater"},
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/updaterd/updaterd/internal/config"
 	"github.com/updaterd/updaterd/internal/updater"
+	"github.com/updaterd/updaterd/internal/webhook"
 )
 
 func (p program) runCommand(s *shared) *cobra.Command {
@@ -142,6 +143,25 @@ func (p program) serve(ctx context.Context, cfg *config.Config, file string, cha
 	}
 	defer closeAPI()
 
+	if cfg.Webhooks.Listen != "" {
+		h := webhook.New(senders(cfg.Webhooks), log)
+		end, err := listen("webhooks.listen", cfg.Webhooks.Listen, h, log)
+		if err != nil {
+			return nil, err
+		}
+		hearing, deaf := context.WithCancel(ctx)
+		heard := make(chan struct{})
+		go func() {
+			defer close(heard)
+			h.Run(hearing, w.announced)
+		}()
+		defer func() {
+			end()
+			deaf()
+			<-heard
+		}()
+	}
+
 	telling, hush := context.WithCancel(context.WithoutCancel(ctx))
 	told := make(chan struct{})
 	go func() {
@@ -213,7 +233,7 @@ func (p program) refuse(log *slog.Logger, file string, err error) {
 // parts than a running updater can exchange.
 func rewired(a, b *config.Config) bool {
 	return a.State != b.State || a.Log != b.Log || a.Metrics != b.Metrics || !reflect.DeepEqual(a.Docker, b.Docker) ||
-		!reflect.DeepEqual(a.API, b.API) || !reflect.DeepEqual(a.Kubernetes, b.Kubernetes)
+		!reflect.DeepEqual(a.API, b.API) || !reflect.DeepEqual(a.Webhooks, b.Webhooks) || !reflect.DeepEqual(a.Kubernetes, b.Kubernetes)
 }
 
 func (p program) checkCommand(s *shared) *cobra.Command {

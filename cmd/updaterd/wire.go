@@ -18,6 +18,7 @@ import (
 	"github.com/updaterd/updaterd/internal/registry"
 	"github.com/updaterd/updaterd/internal/server"
 	"github.com/updaterd/updaterd/internal/updater"
+	"github.com/updaterd/updaterd/internal/webhook"
 )
 
 // wiring is the parts of updaterd put together as a configuration says.
@@ -188,6 +189,26 @@ func (w *wiring) lately(ctx context.Context) ([]updater.Entry, error) {
 		all = append(all, entries...)
 	}
 	return all, nil
+}
+
+// announced looks at what was pushed, if it is watched.
+func (w *wiring) announced(ctx context.Context, references []string) {
+	ids, err := w.updater.Announced(ctx, references)
+	if err != nil && ctx.Err() == nil {
+		w.log.Warn("what was pushed is looked at in the next pass only", "err", err)
+	}
+	if len(ids) > 0 {
+		w.log.Info("looking at what was pushed", "workloads", ids)
+	}
+}
+
+// senders are who may post webhooks.
+func senders(c config.Webhooks) []webhook.Sender {
+	var all []webhook.Sender
+	for _, s := range c.Senders {
+		all = append(all, webhook.Sender{Name: s.Name, Kind: webhook.Kind(s.Kind), Secret: s.Secret, Registry: s.Registry})
+	}
+	return all
 }
 
 // flush tells what is yet to be told, for a command that is about to end.

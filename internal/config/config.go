@@ -64,6 +64,8 @@ type Config struct {
 	// Metrics is the address to serve metrics on; "" is nowhere.
 	Metrics string
 	API     API
+	// Webhooks are what registries may tell us by.
+	Webhooks Webhooks
 
 	defaults   map[string]written // by setting, every one present
 	rules      []rule
@@ -436,6 +438,7 @@ func (c *Config) lists(d *document, fields map[string]field, vars map[string]str
 	if f, ok := fields["notify"]; ok {
 		c.readNotify(d, f)
 	}
+	c.readSenders(d, fields["webhooks.senders"])
 	if f, ok := fields["rules"]; ok {
 		c.readRules(d, f)
 	}

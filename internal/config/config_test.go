@@ -21,6 +21,11 @@ func from(t *testing.T, text string, environ ...string) (*Config, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "updaterd.yaml")
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	for name, secret := range map[string]string{"long": "a secret of some length", "short": "a short one\n"} {
+		if strings.Contains(text, "secret-file: "+name) {
+			require.NoError(t, os.WriteFile(filepath.Join(filepath.Dir(path), name), []byte(secret), 0o600))
+		}
+	}
 	return Load(path, environ)
 }
 
@@ -192,7 +197,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		want string // after "FILE"
 	}{
 		{"an unknown key", "scedule: x", `:1: scedule: is not a key; did you mean schedule?`},
-		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are allow-label-tests, api, defaults, docker, jitter, kubernetes, log, metrics, notify, parallel, registries, rules, schedule, state, watch`},
+		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are allow-label-tests, api, defaults, docker, jitter, kubernetes, log, metrics, notify, parallel, registries, rules, schedule, state, watch, webhooks`},
 		{"an underscore in a key", "defaults:\n  min_age: 1d", `:2: defaults.min_age: is not a key; did you mean min-age?`},
 		{"an unknown key in a map", "defaults:\n  health:\n    timeot: 1s", `:3: defaults.health.timeot: is not a key; did you mean timeout?`},
 		{"an unknown key in a list", "docker:\n  - name: a\n    endpont: x", `:3: docker[0].endpont: is not a key; did you mean endpoint?`},
@@ -303,6 +308,14 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"a template of what there is not", "notify:\n  - url: 'http://a'\n    template: |\n      x\n      {{.Foo}}", `:3: notify[0].template: is no template of a message: message:2:2: executing "message" at <.Foo>: can't evaluate field Foo in type notify.Bundle; docs/notifications.md says what there is`},
 		{"a template of what there is not always", "notify: [{url: 'http://a', template: '{{range .Messages}}{{.To.Image}}{{end}}'}]", `:1: notify[0].template: is no template of a message: message:1:24: executing "message" at <.To.Image>: nil pointer evaluating *notify.Image.Image; docs/notifications.md says what there is`},
 		{"one place twice", "notify:\n  - url: 'http://a'\n  - url: 'http://a'", `:3: notify[1]: has the address of another (notify[0]); keep one, or give them names`},
+		{"webhooks from nobody", "webhooks: {listen: '127.0.0.1:1'}", `: webhooks.listen: has nobody to listen to; list who may post there below webhooks.senders, or remove it`},
+		{"webhooks on nothing", "webhooks:\n  listen: here\n  senders: []", `:2: webhooks.listen: "here" is no address to listen on; write host and port, such as 127.0.0.1:9713, or nothing to turn it off`},
+		{"a sender that proves nothing", "webhooks:\n  senders:\n    - {name: hub, kind: docker-hub}", `:3: webhooks.senders[0].secret-file: is not there; name the file that holds what it proves itself by; nobody is believed without`},
+		{"a sender of no kind", "webhooks: {senders: [{name: hub, kind: hub, secret-file: long}]}", `:1: webhooks.senders[0].kind: "hub" is not a choice; write one of docker-hub, ghcr, harbor, gitea, distribution`},
+		{"a sender's secret in the file", "webhooks: {senders: [{name: hub, kind: ghcr, secret: x, secret-file: long}]}", `:1: webhooks.senders[0].secret: does not belong in this file; put the secret in a file of its own and name that with secret-file`},
+		{"a secret that can be guessed", "webhooks: {senders: [{name: hub, kind: ghcr, secret-file: short}]}", `:1: webhooks.senders[0].secret-file: holds a secret of less than 16 characters, which can be guessed; make one with: openssl rand -hex 32`},
+		{"another name for GitHub", "webhooks: {senders: [{name: hub, kind: ghcr, secret-file: long, registry: a.io}]}", `:1: webhooks.senders[0].registry: means nothing for ghcr, which is always the same; remove it`},
+		{"a sender twice", "webhooks:\n  senders:\n    - {name: a, kind: ghcr, secret-file: long}\n    - {name: a, kind: gitea, secret-file: long}", `:4: webhooks.senders[1].name: "a" is listed before (FILE:3); keep one`},
 		{"an event that is none", "notify: [{url: 'http://a', on: [updatd]}]", `:1: notify[0].on: "updatd" is no event; did you mean updated?`},
 		{"no event", "notify: [{url: 'http://a', on: []}]", `:1: notify[0].on: names no event, so nothing would be told; name some of updated, restored, failed, refused, superseded, forgotten, rolled-back, recreated, restarted, found, awaiting-approval, rejected, registry-trouble, held, released, approved, paused, resumed, update-asked, rollback-asked, or remove the key`},
 	}
@@ -552,7 +565,7 @@ func requireOnlyMissingFiles(t *testing.T, text string) {
 func allNames() []string {
 	var all []string
 	for _, n := range []names{
-		fileNames(), namesOf(dockerKeys()), namesOf(kubernetesKeys()), namesOf(registryKeys()), namesOf(notifyKeys()), settingNames(), matchNames(),
+		fileNames(), namesOf(dockerKeys()), namesOf(kubernetesKeys()), namesOf(registryKeys()), namesOf(notifyKeys()), namesOf(senderKeys()), settingNames(), matchNames(),
 	} {
 		all = append(append(all, n.leaves...), n.sections...)
 	}

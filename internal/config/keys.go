@@ -124,6 +124,7 @@ func fileKeys() []key[Config] {
 		without("api.tls.key", readPath, func(c *c) *string { return &c.API.TLS.Key }),
 		without("api.read-tokens", readPath, func(c *c) *string { return &c.API.readTokens }),
 		without("api.write-tokens", readPath, func(c *c) *string { return &c.API.writeTokens }),
+		with("webhooks.listen", "", readListen, func(c *c) *string { return &c.Webhooks.Listen }),
 		with("metrics.listen", "", readListen, func(c *c) *string { return &c.Metrics }),
 	}
 }
@@ -131,7 +132,7 @@ func fileKeys() []key[Config] {
 // fileNames says what may be written at the top of the file.
 func fileNames() names {
 	n := namesOf(fileKeys())
-	n.sections = []string{"docker", "kubernetes", "registries", "notify", "defaults", "rules"}
+	n.sections = []string{"docker", "kubernetes", "registries", "notify", "defaults", "rules", "webhooks.senders"}
 	n.refused = map[string]string{}
 	settings := settingNames()
 	for _, name := range append(siblings(settings, ""), settings.leaves...) {

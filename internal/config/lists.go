@@ -75,6 +75,21 @@ type Notify struct {
 	Title, Text *template.Template
 }
 
+// Webhooks say where registries may tell us of pushes, and which may.
+type Webhooks struct {
+	Listen  string // "" is nowhere
+	Senders []Sender
+}
+
+// Sender is a registry that may tell us of pushes.
+type Sender struct {
+	Name, Kind string
+	// Secret is what it proves itself by. Never print it.
+	Secret string
+	// Registry is how references name it; "" takes its word.
+	Registry string
+}
+
 // dockerKeys are the keys of an entry of docker.
 func dockerKeys() []key[Docker] {
 	return []key[Docker]{
@@ -462,6 +477,90 @@ func readTemplate(r raw) (*template.Template, error) {
 		return nil, fmt.Errorf("is no template of a message: %w; docs/notifications.md says what there is", err)
 	}
 	return t, nil
+}
+
+// senderEntry is an entry of webhooks.senders before its file has been read.
+type senderEntry struct {
+	Sender
+	secretFile string
+}
+
+// senderKeys are the keys of an entry of webhooks.senders.
+func senderKeys() []key[senderEntry] {
+	type e = senderEntry
+	return []key[e]{
+		without("name", readName, func(e *e) *string { return &e.Name }),
+		without("kind", readChoice("docker-hub", "ghcr", "harbor", "gitea", "distribution"), func(e *e) *string { return &e.Kind }),
+		without("secret-file", readPath, func(e *e) *string { return &e.secretFile }),
+		without("registry", readHost, func(e *e) *string { return &e.Registry }),
+	}
+}
+
+// readSenders reads webhooks.senders; f is empty where nobody wrote it.
+func (c *Config) readSenders(d *document, f field) {
+	if f.key == nil {
+		if c.Webhooks.Listen != "" {
+			d.problem(0, "webhooks.listen", "has nobody to listen to; list who may post there below webhooks.senders, or remove it")
+		}
+		return
+	}
+	keys := senderKeys()
+	known := namesOf(keys)
+	known.refused = map[string]string{
+		"secret": "does not belong in this file; put the secret in a file of its own and name that with secret-file",
+	}
+	named := map[string]string{}
+	entries(d, f, "webhooks.senders", "senders", known, func(at string, line int, fields map[string]field) {
+		values := decode(d, fields, at, keys)
+		var e senderEntry
+		put(&e, keys, values)
+		for name, remedy := range map[string]string{
+			"name":        "write one, which becomes a part of its path",
+			"kind":        "write docker-hub, ghcr, harbor, gitea or distribution",
+			"secret-file": "name the file that holds what it proves itself by; nobody is believed without",
+		} {
+			if _, written := fields[name]; !written {
+				d.problem(line, join(at, name), "is not there; %s", remedy)
+			}
+		}
+		if e.secretFile != "" {
+			e.secretFile = d.beside(e.secretFile)
+			var err error
+			if e.Secret, err = readSecret(e.secretFile); err != nil {
+				err = unreadable(e.secretFile, err)
+			} else {
+				err = safeSecret(e.Kind, e.Secret)
+			}
+			if err != nil {
+				d.problems = append(d.problems, values["secret-file"].from.problem(err))
+			}
+		}
+		if w, written := fields["registry"]; written && (e.Kind == "docker-hub" || e.Kind == "ghcr") {
+			d.problem(w.line(), join(at, "registry"), "means nothing for %s, which is always the same; remove it", e.Kind)
+		}
+		distinct(d, values["name"], named)
+		for _, k := range keys {
+			if w, ok := values[k.name]; ok {
+				c.show(join(at, k.name), w, k.secret)
+			}
+		}
+		c.Webhooks.Senders = append(c.Webhooks.Senders, e.Sender)
+	})
+	if f.value.Kind == yaml.SequenceNode && len(f.value.Content) == 0 && c.Webhooks.Listen != "" {
+		d.problem(f.key.Line, "webhooks.senders", "lists nobody, so nobody could post there; list one, or remove webhooks.listen")
+	}
+}
+
+// safeSecret says what is wrong with a secret, without showing it.
+func safeSecret(kind, secret string) error {
+	const least = 16
+	if len(secret) < least {
+		return fmt.Errorf("holds a secret of less than %d characters, which can be guessed; make one with: openssl rand -hex 32", least)
+	}
+	if kind == "docker-hub" && strings.Trim(secret, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+		return errors.New("holds a secret with characters that a URL does not keep; for Docker Hub, make one with: openssl rand -hex 32")
+	}
+	return nil
 }
 
 // readDefault is the default of a key.
