@@ -76,8 +76,9 @@ type Host struct {
 
 	// refs holds a lock for every reference whose local tag is being moved.
 	refs keyedMutex
-	// lookers bounds the reads under way.
-	lookers chan struct{}
+	// lookers bounds the reads under way, planners the plans: a pass makes one for
+	// each container at once, and each begins with asking whether the engine answers.
+	lookers, planners chan struct{}
 	// acquaint is held while what containers use is found out, so that many plans
 	// at once do not all ask of all.
 	acquaint  sync.Mutex
@@ -107,7 +108,7 @@ func New(o Options) (*Host, error) {
 		name: o.Name, owner: o.Owner, credential: o.Credential, log: o.Log.With("backend", o.Name),
 		oneself: o.Self, finishing: o.Finishing, self: sync.OnceValue(whoAmI),
 		prepared: map[string]bool{}, helped: map[string]int{},
-		lookers: make(chan struct{}, lookers),
+		lookers: make(chan struct{}, lookers), planners: make(chan struct{}, lookers),
 	}
 	h.dial = func() (*client.Client, error) { return dial(o) }
 	cli, err := h.dial()
@@ -165,10 +166,10 @@ func (h *Host) client() *client.Client {
 // last pass, and a version that is too low hides fields of a container, which
 // would be lost when it is created again.
 func (h *Host) connect(ctx context.Context) (*client.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	soon, cancel := context.WithTimeout(ctx, connectLimit)
 	defer cancel()
 	cli := h.client()
-	ping, err := cli.Ping(ctx)
+	ping, err := cli.Ping(soon)
 	if err != nil {
 		return nil, h.unreachable(cli, err)
 	}
@@ -183,6 +184,9 @@ func (h *Host) connect(ctx context.Context) (*client.Client, error) {
 		return nil, fmt.Errorf("docker host %s: %w", h.name, err)
 	}
 	fresh.NegotiateAPIVersionPing(ping)
+	// It is there. Podman counts all that it has to answer this.
+	ctx, cancel = context.WithTimeout(ctx, lookLimit)
+	defer cancel()
 	v, err := fresh.ServerVersion(ctx)
 	if err != nil {
 		return nil, errors.Join(h.unreachable(cli, err), fresh.Close())

@@ -28,6 +28,12 @@ const mostSuspects = 200
 // links of a container that is replaced is replaced with it, and what Compose
 // restarts with it is restarted.
 func (h *Host) Plan(ctx context.Context, c *updater.Change, join func(string) (updater.Settings, error)) error {
+	select {
+	case h.planners <- struct{}{}:
+		defer func() { <-h.planners }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	if _, err := h.connect(ctx); err != nil {
 		return err
 	}
