@@ -103,6 +103,7 @@ func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, err
 		return nil, err
 	}
 	w.updater = updater.New(w.places, rules, log)
+	dropPages()
 	return w, nil
 }
 
