@@ -30,6 +30,8 @@ const (
 	leaseEvery = 2 * time.Second
 	// leaseRetry is the pause after a renewal that failed.
 	leaseRetry = 500 * time.Millisecond
+	// leaseTold is how often a standby says that the API server does not answer.
+	leaseTold = time.Minute
 	// releaseLimit bounds giving up the lead at the end.
 	releaseLimit = 3 * time.Second
 )
@@ -145,14 +147,14 @@ func (l *lease) acquire(ctx context.Context, wait time.Duration) error {
 	}
 	defer cancel()
 	var seen watching
-	trouble := ""
+	var told time.Time
 	for {
 		err := l.try(ctx, &seen)
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() == nil && !errors.Is(err, updater.ErrLed) && trouble != err.Error() {
-			trouble = err.Error()
+		if ctx.Err() == nil && !errors.Is(err, updater.ErrLed) && time.Since(told) >= leaseTold {
+			told = time.Now()
 			l.log.Warn("lease cannot be had, waiting", "err", err)
 		}
 		if wait >= 0 && apierrors.IsForbidden(err) {
