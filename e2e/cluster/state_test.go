@@ -154,38 +154,6 @@ func free(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// TestTwoInstallations with selectors that do not overlap keep to their own, with
-// their state in one namespace.
-func TestTwoInstallations(t *testing.T) {
-	t.Parallel()
-	s := rig.Shared(t).NewSpace(t)
-	s.Good("web:1", "1")
-	both := []*stage.Updaterd{}
-	for _, team := range []string{"red", "blue"} {
-		s.Deployment(rig.Spec{Name: team, Annotations: enabled(), Labels: map[string]string{"team": team}})
-		u := installation(t, s, s.Kubeconfig, s.Name)
-		config, err := os.ReadFile(u.Config)
-		require.NoError(t, err)
-		u.WriteConfig(strings.NewReplacer("name: prod", "name: "+team, "state-namespace", fmt.Sprintf("selector: team=%s, state-namespace", team)).Replace(string(config)))
-		both = append(both, u)
-	}
-	s.WaitDone("deployment/red")
-	s.WaitDone("deployment/blue")
-	s.Good("web:1", "2")
-	var daemons []*stage.Daemon
-	for _, u := range both {
-		daemons = append(daemons, u.Start())
-	}
-	for _, d := range daemons {
-		d.WaitLog("phase=committed", rig.Patience)
-	}
-	for i, team := range []string{"red", "blue"} {
-		history := both[i].Run("history").Stdout
-		require.Contains(t, history, team+"/"+s.Name+"/deployment/"+team+"/app")
-		require.Equal(t, 1, strings.Count(history, "updated"), history)
-	}
-}
-
 // TestTheShippedRights suffice for all that updaterd does, and none of them is
 // there for nothing: what the Roles grant is what was asked for.
 func TestTheShippedRights(t *testing.T) {
