@@ -217,7 +217,7 @@ func (j *journal) list(ctx context.Context) (pages map[string]page, version stri
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for name, p := range pages {
-		if newer(j.pages[name].version, p.version) {
+		if newer(j.pages[name].version, p.version) || j.foreign(name, p) {
 			pages[name] = j.pages[name]
 		}
 	}
@@ -250,11 +250,23 @@ func (j *journal) take(name string, p page, gone bool) {
 	defer j.mu.Unlock()
 	switch {
 	case newer(j.pages[name].version, p.version):
+	case j.foreign(name, p):
 	case gone:
 		delete(j.pages, name)
 	default:
 		j.pages[name] = p
 	}
+}
+
+// foreign reports whether another leader has written a page since this one was known,
+// and ends the lead then: what is decided here is no longer alone. The page as it was
+// known stays, so that a write on it is refused. j.mu is held.
+func (j *journal) foreign(name string, p page) bool {
+	if !j.loaded || p.leader == "" || p.leader == j.who || p.leader == j.pages[name].leader {
+		return false
+	}
+	j.lose(fmt.Errorf("%w: configmap %s is written by %s", updater.ErrLost, name, p.leader))
+	return true
 }
 
 // follow keeps the pages as they are on the API server until ctx ends, from the
@@ -506,7 +518,10 @@ func (j *journal) edit(ctx context.Context, unit string, do func(*book) bool) er
 				return nil
 			}
 		}
-		if ctx.Err() != nil || !passing(err) || time.Now().After(until) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // the lead may have been lost
+		}
+		if !passing(err) || time.Now().After(until) {
 			return err
 		}
 		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && !apierrors.IsNotFound(err) && !rested(ctx, pause) {
@@ -596,8 +611,8 @@ func (j *journal) put(ctx context.Context, name string, on page, b book) error {
 		defer func() { <-j.slots }()
 	case <-ctx.Done():
 	}
-	if err := ctx.Err(); err != nil {
-		return err // the lead may have been lost
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // the lead may have been lost
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeLimit)
 	defer cancel()

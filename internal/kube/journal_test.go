@@ -143,7 +143,7 @@ func TestALateWriteOfAnOldLeaderIsRefused(t *testing.T) {
 
 			require.ErrorIs(t, was.Save(ctx, changeOf("c-1", app, updater.Applying)), updater.ErrLost)
 			<-ctx.Done()
-			require.ErrorIs(t, was.Save(ctx, changeOf("c-1", app, updater.Applying)), context.Canceled)
+			require.ErrorIs(t, was.Save(ctx, changeOf("c-1", app, updater.Applying)), updater.ErrLost)
 			open, err = old.Journal().Open(t.Context())
 			require.NoError(t, err)
 			require.Equal(t, updater.Restoring, open[0].Phase)
