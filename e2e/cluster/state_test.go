@@ -194,6 +194,7 @@ func TestTheShippedRights(t *testing.T) {
 	stage.Eventually(t, 2*time.Minute, "the task judged", func() bool { return strings.Contains(eventsOf(s, "task"), "UpdateCommitted") })
 	require.Equal(t, 0, daemon.Stop(time.Minute))
 	s.WaitDone("statefulset/set")
+	u.Run("check") // lists, where a daemon may have had its watches tell it all
 	require.NotContains(t, daemon.Logs(), "right is missing")
 	require.NotContains(t, daemon.Logs(), "right is not granted")
 
