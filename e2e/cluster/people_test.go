@@ -1,13 +1,13 @@
 package cluster
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/updaterd/updaterd/e2e/cluster/rig"
-	"github.com/updaterd/updaterd/e2e/stage"
 )
 
 // TestSomebodyEdits: what somebody else changes at any step stays, and is a reason
@@ -17,9 +17,9 @@ func TestSomebodyEdits(t *testing.T) {
 		w := newWorkload(t, "deployment", rig.Spec{Replicas: 2})
 		digest := w.next(bad)
 		w.Good("web:theirs", "theirs")
-		edited := false
+		var edited atomic.Bool
 		w.u.Way.Proxy.Hook(where.once(func(rig.Call) error {
-			edited = true
+			edited.Store(true)
 			if where.n%2 == 1 {
 				w.Kubectl("set", "image", "deployment/web", "app="+w.Ref("web:theirs"))
 				return nil
@@ -30,10 +30,10 @@ func TestSomebodyEdits(t *testing.T) {
 		}))
 		w.u.Run("run", "--once")
 		w.u.Way.Proxy.Hook(rig.Hooks{})
-		if !edited || where.n%2 == 0 {
+		if !edited.Load() || where.n%2 == 0 {
 			w.u.Run("run", "--once") // One that was broken off is taken up again.
 			w.ends(bad, digest)
-			if edited {
+			if edited.Load() {
 				require.Equal(t, "were-here", w.Get(w.which).Annotations["they"])
 				require.Len(t, w.Pods("web"), 3)
 			}
@@ -107,27 +107,4 @@ func TestOldLeader(t *testing.T) {
 	}
 	require.Equal(t, generation, w.Get(w.which).Generation)
 	w.asItWas()
-}
-
-// TestTwoInstallations: with selectors that have nothing in common, two share a
-// cluster.
-func TestTwoInstallations(t *testing.T) {
-	t.Parallel()
-	s := rig.Shared(t).NewSpace(t)
-	s.Good("web:latest", "1")
-	teams := []string{"red", "blue"}
-	var daemons []*stage.Daemon
-	for _, team := range teams {
-		s.Deployment(rig.Spec{Name: team, Image: "web:latest", Labels: map[string]string{"team": team}})
-		s.WaitDone("deployment/" + team)
-		u := s.UpdaterdBy(s.Through(rig.Hooks{}), rig.Settings, "team="+team)
-		daemons = append(daemons, u.Start())
-	}
-	digest := s.Good("web:latest", "2")
-	for i, team := range teams {
-		daemons[i].WaitLog("phase=committed", rig.Patience)
-		s.WaitDone("deployment/" + team)
-		require.Equal(t, []string{digest}, s.Digests(team))
-		require.NotContains(t, daemons[i].Logs(), "/deployment/"+teams[1-i])
-	}
 }

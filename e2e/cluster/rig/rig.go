@@ -37,8 +37,6 @@ type Cluster struct {
 // shared is the cluster of the tests that need none of their own. It is a variable
 // because tests have no other common parent than the process.
 var shared struct {
-	dir string // of what was built
-
 	mu      sync.Mutex
 	cluster *Cluster
 	err     error
@@ -50,17 +48,11 @@ func Main(m *testing.M) int { return With(m.Run) }
 // With calls run, and removes afterwards what was shared. It returns what run
 // does, or 1 when something could not be removed.
 func With(run func() int) (code int) {
-	var err error
-	if shared.dir, err = os.MkdirTemp("", "updaterd-e2e-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
 	defer func() {
-		err := os.RemoveAll(shared.dir)
-		if shared.cluster != nil {
-			err = errors.Join(err, shared.cluster.stop())
+		if shared.cluster == nil {
+			return
 		}
-		if err != nil {
+		if err := shared.cluster.stop(); err != nil {
 			fmt.Fprintln(os.Stderr, "clean up:", err)
 			code = max(code, 1)
 		}

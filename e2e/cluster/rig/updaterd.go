@@ -4,10 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/stretchr/testify/require"
 
@@ -30,7 +27,8 @@ type Updaterd struct {
 	*stage.Updaterd
 	Way *Through
 
-	space *Space
+	space              *Space
+	settings, selector string
 }
 
 // Row is one of `check -o json` or `run --once -o json`.
@@ -66,11 +64,13 @@ func (s *Space) Updaterd(settings string) *Updaterd {
 // selector matches; "" is all.
 func (s *Space) UpdaterdBy(way *Through, settings, selector string) *Updaterd {
 	s.t.Helper()
-	u := &Updaterd{Updaterd: stage.NewUpdaterd(s.t, "", settings), Way: way, space: s}
-	var err error
-	u.Bin, err = build()
-	require.NoError(s.t, err)
-	u.Env = []string{"KUBECONFIG=" + way.Kubeconfig, "NAMESPACE=" + s.Name, "SELECTOR=" + selector}
+	config := settings + fmt.Sprintf("kubernetes:\n  - name: %s\n    kubeconfig: %s\n    namespaces: [%s]\n    state-namespace: %s\n", Backend, way.Kubeconfig, s.Name, s.Name)
+	if selector != "" {
+		config += fmt.Sprintf("    selector: %q\n", selector)
+	}
+	u := &Updaterd{Updaterd: stage.NewUpdaterd(s.t, "", config), Way: way, space: s}
+	u.Env = nil // It is to find no Docker.
+	u.settings, u.selector = settings, selector
 	return u
 }
 
@@ -81,24 +81,11 @@ func (u *Updaterd) File() string {
 	return string(b)
 }
 
-// Replica is another of the same installation: it takes a way of its own, and shares
-// the journal.
+// Replica is another of the same installation, which takes a way of its own.
 func (u *Updaterd) Replica() *Updaterd {
 	u.space.t.Helper()
-	other := u.space.Updaterd(u.File())
-	other.State = u.State
-	return other
+	return u.space.UpdaterdBy(u.space.Through(Hooks{}), u.settings, u.selector)
 }
-
-// build makes the program that is run, once in a process.
-var build = sync.OnceValues(func() (string, error) {
-	out := filepath.Join(shared.dir, "replica")
-	b, err := exec.Command("go", "build", "-o", out, "github.com/updaterd/updaterd/e2e/cluster/replica").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build the replica: %w: %s", err, b)
-	}
-	return out, nil
-})
 
 // Once makes one pass, requires its exit code, and returns the row of a workload.
 func (u *Updaterd) Once(which string, code int) Row {
