@@ -225,6 +225,15 @@ func Cache(name string) (string, error) {
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
+// Program is where a program is, which is got from its Debian package if it is
+// missing and that can be.
+func Program(ctx context.Context, name, pkg string, out io.Writer) (string, error) {
+	if err := install(ctx, name, pkg, out); err != nil {
+		return "", err
+	}
+	return program(name), nil
+}
+
 // install gets a program from its Debian package if it is missing. What is
 // installed does not start a service of its own.
 func install(ctx context.Context, name, pkg string, out io.Writer) error {

@@ -19,5 +19,6 @@ if (main && window.EventSource) {
   };
   const later = () => { if (!waiting) waiting = setTimeout(() => renew().catch(later), 1000); };
   const events = new EventSource("/v1/events");
+  events.addEventListener("open", later); // what happened before that was missed
   for (const kind of ["workload", "change", "progress", "history"]) events.addEventListener(kind, later);
 }
