@@ -338,19 +338,28 @@ func (c *Cluster) Commit(ctx context.Context, ch updater.Change) error {
 
 // Restore implements updater.Backend: it writes back the images that are still the
 // ones this change wrote, and frees a StatefulSet that waits for a pod that cannot
-// become ready.
+// become ready. The Jobs of tests go after that: one that cannot be removed must not
+// keep the workload on the new image.
 func (c *Cluster) Restore(ctx context.Context, ch updater.Change) (updater.Restoration, error) {
-	var r updater.Restoration
 	if ch.Phase == updater.Committing || ch.Phase == updater.Committed {
-		return r, nil
+		return updater.Restoration{}, nil
 	}
 	org, m, err := records(ch)
 	if err != nil {
+		return updater.Restoration{}, err
+	}
+	r, err := c.writeBack(ctx, ch, org, m)
+	if err != nil && !errors.Is(err, updater.ErrSuperseded) {
 		return r, err
 	}
-	if err := c.removeTests(ctx, ch, org); err != nil {
-		return r, err
+	if left := c.removeTests(ctx, ch, org); left != nil {
+		return r, left // and all of it again later, which then finds it back already
 	}
+	return r, err
+}
+
+func (c *Cluster) writeBack(ctx context.Context, ch updater.Change, org origin, m mark) (updater.Restoration, error) {
+	var r updater.Restoration
 	wrote, err := c.ours(ch, m)
 	if err != nil {
 		return r, err
@@ -397,7 +406,7 @@ func (c *Cluster) Restore(ctx context.Context, ch updater.Change) (updater.Resto
 			return r, fmt.Errorf("%s: %w", theirs, updater.ErrSuperseded)
 		}
 		if org.OrderedReady && ch.Disturbed && !ch.Superseded {
-			return r, c.free(ctx, org, wrote)
+			return r, c.free(ctx, org, wrote, live.Generation)
 		}
 		return r, nil
 	}
@@ -427,11 +436,21 @@ func (c *Cluster) back(ctx context.Context, ch updater.Change, org origin) (imag
 
 // free deletes what a StatefulSet with ordered pods waits for in vain after its old
 // template is back: its pods with the images that were taken back, which are not
-// ready. One at a time, and only as they were seen.
-func (c *Cluster) free(ctx context.Context, org origin, wrote map[string]string) error {
+// ready. One at a time, and only as they were seen. Until the controller has taken
+// notice of the template that is back, by its generation, it may make a pod that was
+// deleted from the bad one again.
+func (c *Cluster) free(ctx context.Context, org origin, wrote map[string]string, generation int64) error {
 	ctx, cancel := context.WithTimeout(ctx, freeLimit)
 	defer cancel()
 	for {
+		o, err := c.get(ctx, org.Namespace, org.Kind, org.Name)
+		if err != nil {
+			return err
+		}
+		if o == nil || o.UID != org.UID {
+			return nil // there is nothing left to free
+		}
+		noticed := o.observed >= generation
 		all, err := c.pods(ctx, org.Namespace, true)
 		if err != nil {
 			return err
@@ -449,7 +468,7 @@ func (c *Cluster) free(ctx context.Context, org origin, wrote map[string]string)
 			}
 		}
 		switch {
-		case leaving != nil:
+		case leaving != nil, !noticed:
 		case stuck == nil:
 			return nil
 		default:

@@ -539,3 +539,47 @@ func TestAKindThatMayNotBeListedIsLeftOut(t *testing.T) {
 	_, err = c.Workloads(t.Context())
 	require.ErrorContains(t, err, "listing pods")
 }
+
+func TestATestThatCannotBeRemovedKeepsNothingOnTheNewImage(t *testing.T) {
+	s, c := web(t)
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	ch.Parts[0].Settings.Health.Test = updater.Test{Image: "reg.example/smoke:1", Timeout: 10 * time.Second}
+	ch = apply(t, c, ch)
+	s.denied["delete jobs"] = true
+	_, err := goBack(t, c, ch)
+	require.ErrorContains(t, err, "removing the Job")
+	require.Equal(t, app1, s.images("deployments", "web")["app"])
+}
+
+func TestATestThatTheClusterEndedSaysNothing(t *testing.T) {
+	late := batchv1.JobCondition{Type: batchv1.JobFailed, Status: corev1.ConditionTrue, Reason: batchv1.JobReasonDeadlineExceeded}
+	failed := batchv1.JobCondition{Type: batchv1.JobFailed, Status: corev1.ConditionTrue, Reason: batchv1.JobReasonBackoffLimitExceeded}
+	s, c := web(t)
+	_, err := c.testResult(t.Context(), "shop", "test", late, false)
+	require.Error(t, err, "its time ran out before its image was there")
+	r, err := c.testResult(t.Context(), "shop", "test", late, true)
+	require.NoError(t, err)
+	require.True(t, r.TimedOut)
+	s.put("pods", &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "test-1", Namespace: "shop", Labels: map[string]string{batchv1.JobNameLabel: "test"}},
+		Status: corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted", ContainerStatuses: []corev1.ContainerStatus{{
+			Name: "test", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}},
+		}}},
+	})
+	_, err = c.testResult(t.Context(), "shop", "test", failed, true)
+	require.ErrorContains(t, err, "Evicted")
+}
+
+func TestAStatefulSetIsFreedOnceItsTemplateIsNoticed(t *testing.T) {
+	s := newServer(t)
+	s.put("statefulsets", statefulSet("db", 3, "app="+app1))
+	c := s.cluster(t)
+	ch := apply(t, c, wish(t, "statefulset/db/app "+app1+" "+app2))
+	org, m, err := records(ch)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	require.NoError(t, c.free(ctx, org, map[string]string{"app": "none"}, m.Generation))
+	err = c.free(ctx, org, map[string]string{"app": "none"}, m.Generation+1)
+	require.ErrorIs(t, err, context.DeadlineExceeded, "no pod is stuck now, and one may be made from the bad template yet")
+}

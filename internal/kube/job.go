@@ -112,11 +112,13 @@ func (c *Cluster) Test(ctx context.Context, ch updater.Change, part int) (r upda
 			return r, fmt.Errorf("cluster %s: the Job %s of before does not go: %w", c.name, job.Name, err)
 		}
 	}
+	ran := false
 	for {
 		var now batchv1.Job
 		if err := c.api.Get(ctx, jobResource(), org.Namespace, job.Name, &now); err != nil {
 			return r, fmt.Errorf("cluster %s: reading the Job %s: %w", c.name, job.Name, err)
 		}
+		ran = ran || or(now.Status.Ready, 0) > 0
 		for _, cond := range now.Status.Conditions {
 			if cond.Status != corev1.ConditionTrue {
 				continue
@@ -125,7 +127,7 @@ func (c *Cluster) Test(ctx context.Context, ch updater.Change, part int) (r upda
 			case batchv1.JobComplete:
 				return r, nil
 			case batchv1.JobFailed:
-				return c.testResult(ctx, org.Namespace, job.Name, cond)
+				return c.testResult(ctx, org.Namespace, job.Name, cond, ran)
 			}
 		}
 		if err := pause(ctx); err != nil {
@@ -134,13 +136,21 @@ func (c *Cluster) Test(ctx context.Context, ch updater.Change, part int) (r upda
 	}
 }
 
-// testResult says how a test failed. One whose program never ran says nothing.
-func (c *Cluster) testResult(ctx context.Context, namespace, name string, cond batchv1.JobCondition) (updater.Result, error) {
+// testResult says how a test failed. One whose program never ran says nothing, nor
+// does one whose pod was ended by the cluster. ran: it was seen to run.
+func (c *Cluster) testResult(ctx context.Context, namespace, name string, cond batchv1.JobCondition, ran bool) (updater.Result, error) {
 	list := &corev1.PodList{}
 	if _, err := c.list(ctx, podResource(), namespace, batchv1.JobNameLabel+"="+name, list); err != nil {
 		return updater.Result{}, fmt.Errorf("cluster %s: listing the pods of the Job %s: %w", c.name, name, err)
 	}
 	for _, p := range list.Items {
+		reduced, err := readPod(&p)
+		if err != nil {
+			return updater.Result{}, err
+		}
+		if why := reduced.evicted(); why != "" && why != string(batchv1.JobReasonDeadlineExceeded) {
+			return updater.Result{}, fmt.Errorf("its pod was ended by the cluster: %s", why)
+		}
 		for _, s := range p.Status.ContainerStatuses {
 			if t := s.State.Terminated; t != nil && t.Reason != "StartError" && t.Reason != "ContainerStatusUnknown" {
 				return updater.Result{
@@ -155,7 +165,7 @@ func (c *Cluster) testResult(ctx context.Context, namespace, name string, cond b
 			}
 		}
 	}
-	if cond.Reason == batchv1.JobReasonDeadlineExceeded {
+	if cond.Reason == batchv1.JobReasonDeadlineExceeded && ran {
 		// The pods of a Job that ran out of time are removed with it.
 		return updater.Result{ExitCode: -1, TimedOut: true}, nil
 	}

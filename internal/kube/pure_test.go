@@ -349,3 +349,12 @@ func TestTheJobOfATest(t *testing.T) {
 	require.Equal(t, []string{"check", "/"}, j.Spec.Template.Spec.Containers[0].Args)
 	require.Equal(t, batchv1.SchemeGroupVersion, jobResource().GroupVersion)
 }
+
+func TestAMountThatFailsIsNoFaultOfTheImage(t *testing.T) {
+	for message, want := range map[string]bool{
+		`exec: "/app": stat /app: no such file or directory: unknown`:                                                    true,
+		`error mounting "/var/lib/kubelet/pods/1/volume-subpaths/c/app/0" to rootfs: no such file or directory: unknown`: false,
+	} {
+		require.Equal(t, want, cannotStart(message), message)
+	}
+}

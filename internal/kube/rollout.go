@@ -241,6 +241,9 @@ func tail(s string) string {
 // cannotStart reports whether a runtime's message is about the image's own program.
 func cannotStart(message string) bool {
 	m := strings.ToLower(message)
+	if strings.Contains(m, "mount") {
+		return false // a volume that is not there is the surroundings' doing
+	}
 	for _, s := range []string{"exec format error", "executable file not found", "no such file or directory: unknown", "exec: no such file"} {
 		if strings.Contains(m, s) {
 			return true
