@@ -380,10 +380,12 @@ func (c *Cluster) writeBack(ctx context.Context, ch updater.Change, org origin, 
 		for name, now := range live.images(org.Before) {
 			ct, _ := live.container(name)
 			switch {
-			case now == org.Before[name] || now == back[name]:
-				if now == org.Before[name] {
-					delete(r.Refs, c.id(live, name))
-				}
+			case now == org.Before[name]:
+				delete(r.Refs, c.id(live, name))
+			case now == back[name]:
+			case now == c.pinned(ch, c.id(live, name)):
+				// An earlier attempt knew that the tag had moved; nobody can say so now.
+				r.Refs[c.id(live, name)] = now
 			case now == wrote[name] || m.Images == nil && ct.written == manager:
 				from[name], to[name] = now, back[name]
 			default:
@@ -432,6 +434,16 @@ func (c *Cluster) back(ctx context.Context, ch updater.Change, org origin) (imag
 		}
 	}
 	return images, refs
+}
+
+// pinned is what a part ran before by its digest; "" when that is unknown.
+func (c *Cluster) pinned(ch updater.Change, workload string) string {
+	for _, p := range ch.Parts {
+		if p.Workload == workload && p.From.Digest != "" {
+			return p.From.Ref + "@" + p.From.Digest
+		}
+	}
+	return ""
 }
 
 // free deletes what a StatefulSet with ordered pods waits for in vain after its old

@@ -583,3 +583,20 @@ func TestAStatefulSetIsFreedOnceItsTemplateIsNoticed(t *testing.T) {
 	err = c.free(ctx, org, map[string]string{"app": "none"}, m.Generation+1)
 	require.ErrorIs(t, err, context.DeadlineExceeded, "no pod is stuck now, and one may be made from the bad template yet")
 }
+
+func TestGoingBackAgainKnowsItsOwnPin(t *testing.T) {
+	s, c := web(t)
+	now, down := fakeDigest("new"), error(nil)
+	c.moved = func(context.Context, string) (string, error) { return now, down }
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
+	r, err := goBack(t, c, ch)
+	require.NoError(t, err)
+	pin := app1 + "@" + fakeDigest(app1)
+	require.Equal(t, pin, s.images("deployments", "web")["app"])
+
+	now, down = "", errors.New("the registry is down")
+	again, err := goBack(t, c, ch) // after a crash, before its end was journaled
+	require.NoError(t, err)
+	require.Equal(t, r, again)
+	require.Equal(t, pin, s.images("deployments", "web")["app"])
+}
