@@ -151,6 +151,26 @@ func TestAWatchedRolloutIsJudgedWithoutRequests(t *testing.T) {
 	}, 10*time.Second, 10*time.Millisecond)
 }
 
+func TestAWatchThatHearsNothingIsNoVerdict(t *testing.T) {
+	s, c := web(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- c.Run(ctx) }()
+	defer func() { stop(); require.NoError(t, <-ended) }()
+	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
+	s.mu.Lock()
+	s.denied["get deployments"] = true // the watches go on as if all were well
+	s.mu.Unlock()
+	c.mu.Lock()
+	long := c.seen[ch.ID]
+	long.at = long.at.Add(-liveEvery)
+	c.seen[ch.ID] = long
+	c.mu.Unlock()
+	_, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+	require.ErrorContains(t, err, "reading shop/deployment/web")
+}
+
 func TestAllImagesOfATemplateAreOnePatch(t *testing.T) {
 	s, c := web(t)
 	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2, "deployment/web/side "+side1+" "+side2))

@@ -46,9 +46,9 @@ type Cluster struct {
 	moved      func(ctx context.Context, ref string) (digest string, err error)
 
 	mu      sync.Mutex
-	watched []*watched       // nil unless Run is under way
-	seen    map[string]int64 // by change: the generation that this process has seen live
-	told    map[string]bool  // what was told once
+	watched []*watched        // nil unless Run is under way
+	seen    map[string]glance // by change: what this process has seen live
+	told    map[string]bool   // what was told once
 }
 
 var _ updater.Backend = (*Cluster)(nil)
@@ -69,7 +69,7 @@ func New(o Options) (*Cluster, error) {
 	return &Cluster{
 		name: o.Name, namespaces: o.Namespaces, selector: o.Selector,
 		log: o.Log.With("backend", o.Name), api: api, moved: o.Resolve,
-		seen: map[string]int64{}, told: map[string]bool{},
+		seen: map[string]glance{}, told: map[string]bool{},
 	}, nil
 }
 

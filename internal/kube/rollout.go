@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -298,17 +299,29 @@ func notItsFault(p *pod, name string) string {
 	return ""
 }
 
+// liveEvery is how long the watches are believed about a change before its object is
+// read: a watch that hears nothing any more looks like a rollout that stays healthy.
+// Shorter than the default stable time, so that no such change is committed.
+const liveEvery = 5 * time.Second
+
+// glance is what this process last read live of a change's object.
+type glance struct {
+	generation int64
+	at         time.Time
+}
+
 // see returns the object of a change and the pods of its namespace: from the
 // watches when they are known to be no older than what this process has seen of the
-// change, else from the API server. The object is nil when it has gone.
+// change, a short while ago, else from the API server. The object is nil when it has
+// gone.
 func (c *Cluster) see(ctx context.Context, ch updater.Change, org origin) (*owner, []*pod, error) {
 	k, _ := kindNamed(org.Kind)
 	c.mu.Lock()
-	floor, known := c.seen[ch.ID]
+	seen, known := c.seen[ch.ID]
 	c.mu.Unlock()
-	if w := c.kept(k.resource, org.Namespace); w != nil && known {
+	if w := c.kept(k.resource, org.Namespace); w != nil && known && time.Since(seen.at) < liveEvery {
 		if o, ok, _ := w.store.GetByKey(org.Namespace + "/" + org.Name); ok {
-			if o := o.(*owner); o.UID == org.UID && o.Generation >= floor {
+			if o := o.(*owner); o.UID == org.UID && o.Generation >= seen.generation {
 				pods, err := c.pods(ctx, org.Namespace, false)
 				return o, pods, err
 			}
@@ -319,7 +332,9 @@ func (c *Cluster) see(ctx context.Context, ch updater.Change, org origin) (*owne
 		return nil, nil, err
 	}
 	c.saw(ch, o.Generation)
-	pods, err := c.pods(ctx, org.Namespace, true)
+	// The object tells whether its pods are well; the pods are many, so that once
+	// this process has seen them live their watch will do, to say who is to blame.
+	pods, err := c.pods(ctx, org.Namespace, !known)
 	return o, pods, err
 }
 
@@ -327,7 +342,9 @@ func (c *Cluster) see(ctx context.Context, ch updater.Change, org origin) (*owne
 func (c *Cluster) saw(ch updater.Change, generation int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.seen[ch.ID] = max(c.seen[ch.ID], generation)
+	// What ended otherwise than by Commit is not kept for ever.
+	maps.DeleteFunc(c.seen, func(_ string, g glance) bool { return time.Since(g.at) > time.Hour })
+	c.seen[ch.ID] = glance{max(c.seen[ch.ID].generation, generation), time.Now()}
 }
 
 func (c *Cluster) forget(ch updater.Change) {
