@@ -390,6 +390,7 @@ func (c *Cluster) writeBack(ctx context.Context, ch updater.Change, org origin, 
 				from[name], to[name] = now, back[name]
 			default:
 				theirs = name + " has the image " + now
+				delete(r.Refs, c.id(live, name))
 			}
 		}
 		if len(to) > 0 {

@@ -217,6 +217,12 @@ func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log
 	why := "somebody had removed the original"
 	ok := d.insist(lead, stop, log, "restore does not succeed, the workload may be down", func() error {
 		r, err := d.backend.Restore(lead, c)
+		c.Parts = slices.Clone(c.Parts)
+		for i, p := range c.Parts { // also of what stands beside somebody else's
+			if ref, ok := r.Refs[p.Workload]; ok {
+				c.Parts[i].Back = ref
+			}
+		}
 		if errors.Is(err, ErrSuperseded) {
 			superseded = true
 			if !strings.Contains(c.Why, err.Error()) {
@@ -225,12 +231,6 @@ func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log
 			return nil
 		}
 		c.Copy, kept = c.Copy || r.Copy, r.Kept
-		c.Parts = slices.Clone(c.Parts)
-		for i, p := range c.Parts {
-			if ref, ok := r.Refs[p.Workload]; ok {
-				c.Parts[i].Back = ref
-			}
-		}
 		if r.Why != "" {
 			why = r.Why
 		}

@@ -47,6 +47,9 @@ func (b *template) Observe(ctx context.Context, c updater.Change, part int, s up
 func (b *template) Restore(ctx context.Context, c updater.Change) (updater.Restoration, error) {
 	r, err := b.Process.Restore(ctx, c)
 	r.Refs = b.pins
+	if err == nil && b.moved != "" {
+		err = updater.ErrSuperseded
+	}
 	return r, err
 }
 
@@ -160,12 +163,13 @@ func TestWhatGoingBackWroteIsNoPin(t *testing.T) {
 
 func TestAPersonsWordInTheMiddleOfAnUpdateSticks(t *testing.T) {
 	inTemplate(t, backendtest.Good, backendtest.Good, func(w *world, place *template, u *updater.Updater) {
-		place.moved = "local/a"
+		place.moved, place.pins = "local/a", map[string]string{"local/b": "b:1@" + oldDigest}
 		rows := pass(t, u)
 		require.Equal(t, updater.OutcomeSuperseded, rows["local/a"].Outcome)
 		require.Len(t, w.record("local/a").Rejected, 1)
 		require.Equal(t, updater.RolledBack, w.record("local/a").Rejected[0].Reason)
 		require.Equal(t, newOf("a"), w.record("local/a").Rejected[0].Digest)
 		require.Empty(t, w.record("local/b").Rejected, "nobody said a word about it")
+		require.Equal(t, []string{"b:1@" + oldDigest}, w.record("local/b").Wrote, "going back pinned it, and no person")
 	})
 }
