@@ -1,3 +1,5 @@
+//go:build !man
+
 // Updaterd keeps containers up to date, and puts them back when an update is
 // bad.
 //
