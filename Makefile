@@ -20,6 +20,11 @@ help: ## Show the targets
 build: ## Build bin/updaterd, static
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/updaterd ./cmd/updaterd
 
+# make dist ARCHES=amd64 makes one of amd64, arm64 and armv7 only.
+.PHONY: dist
+dist: ## Make all that is released into bin/dist: binaries, deb, rpm, image, SBOM, checksums
+	ARCHES="$(ARCHES)" ./packaging/dist.sh bin/dist $(VERSION)
+
 .PHONY: demo
 demo: build ## See an update and a roll-back, on a real Docker Engine, in under 2 minutes
 	@go build -C e2e -o ../bin/demo ./cmd/demo
@@ -73,8 +78,18 @@ lint: ## Check the format, and what go vet and staticcheck find
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "not as gofmt would have it:" >&2; echo "$$out" >&2; exit 1; }
 	go vet ./...
 	go run $(STATICCHECK) ./...
-	cd e2e && go vet ./... && go run $(STATICCHECK) ./...
+	go vet -tags man ./cmd/updaterd
+	cd e2e && go vet ./... && go vet -tags systemd ./systemd && go run $(STATICCHECK) ./...
 	cd e2e/cluster && go vet ./... && go run $(STATICCHECK) ./...
+	cd e2e/image && go vet ./... && go run $(STATICCHECK) ./...
+
+# As root. The system is Debian's, made by debootstrap once and kept in
+# $UPDATERD_CACHE or the user's cache; the packages are made for this machine only.
+.PHONY: test-systemd
+test-systemd: ## Install, run, break, upgrade and remove the deb under a real systemd
+	ARCHES=$$(go env GOARCH) ./packaging/dist.sh bin/dist-old v0.0.1
+	ARCHES=$$(go env GOARCH) ./packaging/dist.sh bin/dist-new v0.0.2
+	cd e2e && UPDATERD_DISTS=$(CURDIR)/bin go test -tags systemd -count=1 -timeout=20m $(if $(RUN),-run "$(RUN)") -v ./systemd
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (20s)
