@@ -104,7 +104,7 @@ interrupted; 2 the call or the configuration is wrong.`,
 		"configuration `FILE` (default $UPDATERD_CONFIG, else "+config.DefaultFile+" if it exists)")
 	root.AddCommand(
 		p.runCommand(&s), p.checkCommand(&s), p.statusCommand(&s), p.workloadsCommand(&s), p.logsCommand(&s), p.explainCommand(&s),
-		p.historyCommand(&s), p.notifyCommand(&s), p.configCommand(&s), p.versionCommand(), p.finishCommand(&s),
+		p.historyCommand(&s), p.notifyCommand(&s), p.configCommand(&s), p.migrateCommand(), p.versionCommand(), p.finishCommand(&s),
 	)
 	root.AddCommand(p.sayings(&s)...)
 	wrongCalls(root)

@@ -69,6 +69,7 @@ type Config struct {
 
 	defaults   map[string]written // by setting, every one present
 	rules      []rule
+	compat     compat
 	labelTests bool // what is written on a workload may name the image of its test
 	shown      []Value
 }

@@ -197,7 +197,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		want string // after "FILE"
 	}{
 		{"an unknown key", "scedule: x", `:1: scedule: is not a key; did you mean schedule?`},
-		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are allow-label-tests, api, defaults, docker, jitter, kubernetes, log, metrics, notify, parallel, registries, rules, schedule, state, watch, webhooks`},
+		{"an unknown key like none", "frobnicate: x", `:1: frobnicate: is not a key; known are allow-label-tests, api, compat, defaults, docker, jitter, kubernetes, log, metrics, notify, parallel, registries, rules, schedule, state, watch, webhooks`},
 		{"an underscore in a key", "defaults:\n  min_age: 1d", `:2: defaults.min_age: is not a key; did you mean min-age?`},
 		{"an unknown key in a map", "defaults:\n  health:\n    timeot: 1s", `:3: defaults.health.timeot: is not a key; did you mean timeout?`},
 		{"an unknown key in a list", "docker:\n  - name: a\n    endpont: x", `:3: docker[0].endpont: is not a key; did you mean endpoint?`},

@@ -82,6 +82,7 @@ func settingKeys() []key[updater.Settings] {
 		on(dockerOnly, with("post-update.command", "", readCommand, func(s *s) *[]string { return &s.PostUpdate.Command })),
 		with("post-update.timeout", "1m", readLimit, func(s *s) *time.Duration { return &s.PostUpdate.Timeout }),
 		on(dockerOnly, with("stop-timeout", "auto", readAutoDuration, func(s *s) *time.Duration { return &s.StopTimeout })),
+		on(dockerOnly, with("stop-signal", "", readSignal, func(s *s) *string { return &s.StopSignal })),
 		on(dockerOnly, with("keep", "1", readKeep, func(s *s) *int { return &s.Keep })),
 		on(dockerOnly, with("start-first", "false", readFlag, func(s *s) *bool { return &s.StartFirst })),
 		on(dockerOnly, with("include-stopped", "false", readFlag, func(s *s) *bool { return &s.IncludeStopped })),
@@ -113,6 +114,7 @@ func fileKeys() []key[Config] {
 		// The default of state depends on the environment; see Load.
 		without("state", readPath, func(c *c) *string { return &c.State }),
 		with("parallel", "4", readCount(1, 256), func(c *c) *int { return &c.Parallel }),
+		with("compat", "", readCompat, func(c *c) *compat { return &c.compat }),
 		with("allow-label-tests", "false", readFlag, func(c *c) *bool { return &c.labelTests }),
 		with("log.level", "info", readChoice("debug", "info", "warn", "error"), func(c *c) *string { return &c.Log.Level }),
 		with("log.format", "text", readChoice("text", "json"), func(c *c) *string { return &c.Log.Format }),

@@ -313,6 +313,13 @@ func (c *Config) onWorkload(w updater.Workload) (map[string]written, Problems) {
 		}
 		values[long] = written{v, text, from}
 	}
+	theirs, more := c.compat.read(w)
+	problems = append(problems, more...)
+	for name, v := range theirs {
+		if _, own := values[name]; !own {
+			values[name] = v
+		}
+	}
 	if noTest { // what stands beside a refused image would be refused for want of one
 		delete(values, "health.test.command")
 		delete(values, "health.test.timeout")

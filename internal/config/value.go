@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -374,6 +375,19 @@ func splitCommand(s string) ([]string, error) {
 		}
 	}
 	return words, nil
+}
+
+// readSignal takes the name or the number of a signal; an empty text is none.
+func readSignal(r raw) (string, error) {
+	s, err := r.scalar("a signal such as SIGTERM", "!!str", "!!int")
+	if err != nil || s == "" {
+		return "", err
+	}
+	s = strings.ToUpper(s)
+	if !regexp.MustCompile(`^((SIG)?[A-Z][A-Z0-9]{1,8}([+-][0-9]{1,2})?|[1-9][0-9]?)$`).MatchString(s) {
+		return "", fmt.Errorf("%q is no signal; write one such as SIGTERM, or its number", s)
+	}
+	return s, nil
 }
 
 // readImage takes the reference of an image; an empty one is none.

@@ -197,6 +197,9 @@ func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin)
 	if err := h.permitted(ctx, *p, old); err != nil {
 		return origin{}, err
 	}
+	if err := refuseSignal(p.Settings.StopSignal, old.Config.StopSignal, h.client().ClientVersion()); err != nil {
+		return origin{}, err
+	}
 	if !p.Replace {
 		return o, h.itself(ctx, c, old, all)
 	}

@@ -557,3 +557,19 @@ func TestEndpointsThatCannotBe(t *testing.T) {
 	require.False(t, errors.As(err, &refusal))
 	require.ErrorContains(t, err, "unix:///nowhere/docker.sock")
 }
+
+func TestAStopSignalIsRefusedWhereItWouldBeLeftOut(t *testing.T) {
+	for _, c := range []struct {
+		set, own, api string
+		refused       bool
+	}{
+		{"", "", "1.41", false},
+		{"SIGINT", "", "1.41", true},
+		{"SIGINT", "", "1.42", false},
+		{"SIGINT", "SIGINT", "1.41", false},
+		{"SIGINT", "int", "1.41", false},
+	} {
+		err := refuseSignal(c.set, c.own, c.api)
+		require.Equal(t, c.refused, err != nil, "%+v", c)
+	}
+}

@@ -101,6 +101,19 @@ func refuseOverlap(s snapshot, parts int) error {
 	return nil
 }
 
+// refuseSignal refuses a signal that the engine would not send: older ones leave
+// it out without a word.
+func refuseSignal(set, own, api string) error {
+	bare := func(s string) string { return strings.TrimPrefix(strings.ToUpper(s), "SIG") }
+	if set == "" || bare(set) == bare(own) || versions.GreaterThanOrEqualTo(api, "1.42") {
+		return nil
+	}
+	return &updater.Refusal{
+		Reason: updater.InvalidSettings,
+		Detail: fmt.Sprintf("stop-signal: API %s cannot express it, 1.42 can; upgrade the engine, or run the container with --stop-signal %s and take the setting away", api, set),
+	}
+}
+
 // unfaithful says what the raw inspect holds that a create request cannot: keys
 // that this program does not know, and fields the negotiated API cannot express.
 func unfaithful(s snapshot, was inspected, old template) error {

@@ -70,7 +70,7 @@ func (h *Host) Apply(ctx context.Context, c updater.Change) (updater.Applied, er
 			applied.Gap, err = h.swap(ctx, all, b, wary)
 			wary = false
 		case stopOld:
-			err = h.stop(ctx, b[i].old, p.Settings.StopTimeout)
+			err = h.stop(ctx, b[i].old, stoppingOf(p))
 		case awaitOld:
 			err = h.waitGone(ctx, b[i].old)
 		case renameOld:
@@ -163,7 +163,7 @@ func (h *Host) swap(ctx context.Context, all []piece, b []boxes, wary bool) (gap
 			if began.IsZero() {
 				began = time.Now()
 			}
-			if err := h.stop(ctx, old, p.Settings.StopTimeout); err != nil {
+			if err := h.stop(ctx, old, stoppingOf(p)); err != nil {
 				return 0, err
 			}
 		}
@@ -293,7 +293,7 @@ func (h *Host) restart(ctx context.Context, all []piece, serving []*box) error {
 		if b == nil {
 			continue // somebody removed it: nothing is left to restart
 		}
-		if err := h.restartOne(ctx, b, p.Settings.StopTimeout); err != nil {
+		if err := h.restartOne(ctx, b, stoppingOf(p)); err != nil {
 			return err
 		}
 		p.made = b.ID
@@ -395,10 +395,10 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 				err = h.detach(ctx, b[i].new) // or requests would be led to it while it ends
 			}
 			if err == nil {
-				err = h.stop(ctx, b[i].new, p.Settings.StopTimeout)
+				err = h.stop(ctx, b[i].new, stoppingOf(p))
 			}
 		case stopOld:
-			err = h.stop(ctx, b[i].old, p.Settings.StopTimeout)
+			err = h.stop(ctx, b[i].old, stoppingOf(p))
 		case renameOld:
 			err = h.rename(ctx, b[i].old, p.Name+suffixOld)
 		case startNew:
@@ -587,7 +587,7 @@ func (h *Host) retire(ctx context.Context, p piece, s *scene, b boxes) error {
 	if err := h.detach(ctx, b.old); err != nil {
 		return err
 	}
-	return h.stop(ctx, b.old, p.Settings.StopTimeout)
+	return h.stop(ctx, b.old, stoppingOf(p))
 }
 
 // detach takes a container off all its networks, so that their names for it lead
@@ -748,7 +748,7 @@ func (h *Host) renameLively(ctx context.Context, b *box, name string, on bool) e
 	if err == nil || !told(err) || cerrdefs.IsConflict(err) || cerrdefs.IsNotFound(err) && !strings.Contains(err.Error(), "sandbox") {
 		return err
 	}
-	if err := h.stop(ctx, b, 0); err != nil {
+	if err := h.stop(ctx, b, stopping{}); err != nil {
 		return err
 	}
 	if err := h.rename(ctx, b, name); err != nil || !on {
@@ -780,19 +780,30 @@ func (h *Host) disconnect(ctx context.Context, b *box, name string) error {
 }
 
 // restartOne stops a container as stop does, and starts it again.
-func (h *Host) restartOne(ctx context.Context, b *box, set time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, stopTimeout(b, set)+stopSlack+startLimit)
+func (h *Host) restartOne(ctx context.Context, b *box, set stopping) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout(b, set.timeout)+stopSlack+startLimit)
 	defer cancel()
-	if err := h.client().ContainerRestart(ctx, b.ID, stopOptions(set)); err != nil {
+	if err := h.client().ContainerRestart(ctx, b.ID, set.options()); err != nil {
 		return fmt.Errorf("restarting container %s: %w", b.name(), err)
 	}
 	return nil
 }
 
-func stopOptions(set time.Duration) container.StopOptions {
-	var opts container.StopOptions
-	if set > 0 {
-		seconds := int(math.Ceil(set.Seconds()))
+// stopping is how settings want a container stopped. What they leave out is as
+// the container has it.
+type stopping struct {
+	timeout time.Duration
+	signal  string
+}
+
+func stoppingOf(p piece) stopping {
+	return stopping{timeout: p.Settings.StopTimeout, signal: p.Settings.StopSignal}
+}
+
+func (s stopping) options() container.StopOptions {
+	opts := container.StopOptions{Signal: s.signal}
+	if s.timeout > 0 {
+		seconds := int(math.Ceil(s.timeout.Seconds()))
 		opts.Timeout = &seconds
 	}
 	return opts
@@ -800,10 +811,10 @@ func stopOptions(set time.Duration) container.StopOptions {
 
 // stop stops a container with its own signal and timeout, unless one is set.
 // That also cancels a restart that is pending.
-func (h *Host) stop(ctx context.Context, b *box, set time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, stopTimeout(b, set)+stopSlack)
+func (h *Host) stop(ctx context.Context, b *box, set stopping) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout(b, set.timeout)+stopSlack)
 	defer cancel()
-	if err := h.client().ContainerStop(ctx, b.ID, stopOptions(set)); err != nil {
+	if err := h.client().ContainerStop(ctx, b.ID, set.options()); err != nil {
 		return fmt.Errorf("stopping container %s: %w", b.name(), err)
 	}
 	return nil

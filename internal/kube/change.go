@@ -117,6 +117,8 @@ func honoured(p updater.Part, o *owner, ct container) error {
 		return not("post-update", "use health.test, or a postStart hook of the container, instead")
 	case s.StopTimeout != 0:
 		return not("stop-timeout", "set terminationGracePeriodSeconds of the pod instead")
+	case s.StopSignal != "":
+		return not("stop-signal", "set STOPSIGNAL in the image, or a preStop hook in the pod instead")
 	case s.StartFirst:
 		return not("start-first", "set maxSurge of the workload's strategy instead")
 	case s.IncludeStopped:

@@ -25,6 +25,8 @@ type Settings struct {
 	PostUpdate Hook          `json:"post-update"`
 	// StopTimeout overrides the workload's own; 0 keeps that.
 	StopTimeout time.Duration `json:"stop-timeout"`
+	// StopSignal overrides the workload's own; "" keeps that. Docker only.
+	StopSignal string `json:"stop-signal,omitempty"`
 	// Keep is how many previous images stay for going back by hand; KeepAll
 	// never removes one.
 	Keep           int  `json:"keep"`
