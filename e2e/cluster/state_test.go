@@ -190,6 +190,8 @@ func TestTheShippedRights(t *testing.T) {
 	}
 	stage.Eventually(t, 2*time.Minute, "the set put back", func() bool { return strings.Contains(eventsOf(s, "set"), "UpdateRestored") })
 	require.Contains(t, u.Run("forget", "prod/"+s.Name+"/statefulset/set/app").Stdout, "Forgotten")
+	// A command has no watches and lists; the daemon does too, where they break.
+	require.Contains(t, u.Run("check").Stdout, "prod/"+s.Name+"/deployment/web/app")
 	s.Kubectl("create", "job", "--from=cronjob/task", "task-1")
 	stage.Eventually(t, 2*time.Minute, "the task judged", func() bool { return strings.Contains(eventsOf(s, "task"), "UpdateCommitted") })
 	require.Equal(t, 0, daemon.Stop(time.Minute))
