@@ -46,8 +46,6 @@ func newBrowser(t *testing.T, address string) *browser {
 	t.Cleanup(end)
 	tab, end := chromedp.NewContext(alloc)
 	t.Cleanup(end)
-	// It has ended, and its files are gone, before the test has.
-	t.Cleanup(func() { _ = chromedp.Cancel(tab) })
 	ctx, end := context.WithTimeout(tab, 3*time.Minute)
 	t.Cleanup(end)
 	b := &browser{t: t, ctx: ctx, at: "http://" + address}
