@@ -423,11 +423,12 @@ func TestTheSurroundingsAreNotTheImage(t *testing.T) {
 			hard := corev1.ResourceList{corev1.ResourcePods: resource.MustParse("2")}
 			q := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "tight"}, Spec: corev1.ResourceQuotaSpec{Hard: hard}}
 			quotas := p.Client.CoreV1().ResourceQuotas(p.Name)
-			q, err := quotas.Create(p.t.Context(), q, metav1.CreateOptions{})
+			_, err := quotas.Create(p.t.Context(), q, metav1.CreateOptions{})
 			require.NoError(p.t, err)
-			q.Status = corev1.ResourceQuotaStatus{Hard: hard, Used: hard}
-			_, err = quotas.UpdateStatus(p.t.Context(), q, metav1.UpdateOptions{})
-			require.NoError(p.t, err)
+			stage.Eventually(p.t, rig.Patience, "the quota to count", func() bool {
+				q, err := quotas.Get(p.t.Context(), "tight", metav1.GetOptions{})
+				return err == nil && q.Status.Used.Pods().Value() == 2
+			})
 			return func() { p.Kubectl("delete", "quota", "tight") }
 		}},
 	} {
