@@ -100,8 +100,15 @@ func (b *browser) press(label, verb string) {
 	b.t.Helper()
 	confirm := fmt.Sprintf(`button[name="verb"][value=%q]`, verb)
 	b.click(fmt.Sprintf(`//summary[text()=%q]`, label))
-	b.do(chromedp.WaitVisible(confirm, chromedp.ByQuery))
+	// What is pressed on a page that is about to go is lost, so the next one is
+	// waited for.
+	b.do(chromedp.WaitVisible(confirm, chromedp.ByQuery), chromedp.Evaluate("window.pressed = true", nil))
 	b.click(confirm)
+	stage.Eventually(b.t, 20*time.Second, "the page after "+label, func() bool {
+		var old bool
+		err := chromedp.Run(b.ctx, chromedp.Evaluate(`window.pressed === true || document.readyState !== "complete"`, &old))
+		return err == nil && !old
+	})
 }
 
 // click presses what is there, as a person does who looks again when the page has
