@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 	"syscall"
 )
@@ -13,6 +14,9 @@ import (
 // again come from its cache, without a disk. Nothing depends on it, and where it
 // does not work, nothing changes. docs/performance.md has what it saves.
 func dropPages() {
+	if !builtInPlace() {
+		return
+	}
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return
@@ -31,10 +35,27 @@ func dropPages() {
 		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &may); err != nil {
 			continue
 		}
-		// What may be written is data, and gone when it is dropped.
+		// What may be written is data, and gone when it is dropped. So is what was
+		// relocated at the start, but only where builtInPlace says no.
 		if strings.Contains(may, "w") || strings.TrimSpace(line[strings.LastIndexByte(line, ' ')+1:]) != program {
 			continue
 		}
 		_, _, _ = syscall.Syscall(syscall.SYS_MADVISE, from, to-from, syscall.MADV_DONTNEED)
 	}
+}
+
+// builtInPlace reports whether the program runs at the addresses that it was linked
+// for. In one that does not (-buildmode=pie), the start writes addresses into pages
+// that can only be read afterwards, and dropping these would end it.
+func builtInPlace() bool {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return false
+	}
+	for _, s := range info.Settings {
+		if s.Key == "-buildmode" {
+			return s.Value == "exe"
+		}
+	}
+	return false
 }
