@@ -20,6 +20,7 @@
 //	updaterd notify test      tell everybody that it is a test
 //	updaterd config check     what is wrong with the configuration
 //	updaterd config show      the effective values, and where they come from
+//	updaterd migrate          the configuration that equals a Watchtower, WUD or Diun
 //	updaterd version
 //
 // Exit codes: 0 fine; 1 something failed, was restored, could not be asked, or

@@ -15,7 +15,7 @@ const messages = "messages are a list called notify: here; write the address int
 // WATCHTOWER_ and the name in capitals, but for those in watchtowerVariables.
 func watchtowerFlags() map[string]option {
 	secret := says("secrets come from files here; see docs/registries.md and docs/notifications.md")
-	server := says("it is another interface; see docs/server.md")
+	server := says("it is another interface; see docs/api.md")
 	nothing := saysFlag("means nothing here, leave it out")
 	return map[string]option{
 		"interval": {value: true, do: func(a *answer, what, v string) {

@@ -61,7 +61,7 @@ func wud(s Setup) *answer {
 		case name == "WUD_LOG_FORMAT":
 			jsonLog(a, value)
 		case strings.HasPrefix(name, "WUD_AUTH_"), strings.HasPrefix(name, "WUD_SERVER_"):
-			a.note(name, "is of its page; see docs/server.md")
+			a.note(name, "is of its page; see docs/page.md")
 		case strings.HasPrefix(name, "WUD_STORE_"):
 			a.note(name, "what is remembered is in the directory that state: names; the two cannot read each other's")
 		case strings.HasPrefix(name, "WUD_"):
