@@ -236,6 +236,19 @@ func TestIndexAroundTheSameImageIsNoUpdate(t *testing.T) {
 	}
 }
 
+// TestOneImageInTwoRepositories: an engine keeps it once, and may know it by the
+// name alone by which it came first.
+func TestOneImageInTwoRepositories(t *testing.T) {
+	t.Parallel()
+	for range 2 {
+		r := newRig(t, start{})
+		digest := r.push("latest", stage.Image{Version: "two repositories"})
+		require.Equal(t, "committed", r.once(0).Outcome)
+		r.updated("two repositories", digest)
+		require.Equal(t, "up-to-date", r.check(0).Reason)
+	}
+}
+
 // TestOldContainerThatIgnoresTheStopSignal is killed after its time.
 func TestOldContainerThatIgnoresTheStopSignal(t *testing.T) {
 	t.Parallel()

@@ -218,6 +218,9 @@ func (h *Host) fetch(ctx context.Context, to updater.Image, was *image.InspectRe
 		if img, err = h.imageOf(ctx, to.Digest); err != nil {
 			return nil, err
 		}
+		if img != nil && img.ID != to.Digest && !slices.Contains(digestsOf(to.Ref, img), to.Digest) {
+			img = nil // Podman has it from another repository, and is to know it from this one
+		}
 	}
 	if img == nil {
 		if err := h.pull(ctx, ref, platform, report); err != nil {
@@ -230,7 +233,9 @@ func (h *Host) fetch(ctx context.Context, to updater.Image, was *image.InspectRe
 			return nil, fmt.Errorf("image %s has gone from the engine right after its pull: is a prune running? try again", ref)
 		}
 	}
-	if img.ID != to.Digest && !slices.Contains(digestsOf(to.Ref, img), to.Digest) {
+	// From whichever repository: what has the digest is the image decided on.
+	has := func(known string) bool { return strings.HasSuffix(known, "@"+to.Digest) }
+	if img.ID != to.Digest && !slices.ContainsFunc(img.RepoDigests, has) {
 		return nil, fmt.Errorf("image %s: the engine pulled something else, known as %s", ref, strings.Join(img.RepoDigests, ", "))
 	}
 	if img.Os != was.Os || img.Architecture != was.Architecture {
