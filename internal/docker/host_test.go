@@ -249,7 +249,7 @@ func TestBadDays(t *testing.T) {
 		require.NoError(t, r.apply(t, h, &c))
 		r.remove(t, r.name("orphan"))
 		c.Phase = updater.Committing
-		require.NoError(t, h.Commit(t.Context(), c))
+		require.ErrorIs(t, h.Commit(t.Context(), c), updater.ErrSuperseded)
 		require.Contains(t, strings.Join(r.leftovers(t, "orphan"), " "), suffixOld, "the last one of a workload is never removed")
 		found, err := r.backend(t).Traces(t.Context(), nil)
 		require.NoError(t, err)

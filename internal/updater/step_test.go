@@ -3,6 +3,7 @@ package updater_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,7 @@ import (
 // stuck is a host that hangs in one kind of call, the first time only if once.
 type stuck struct {
 	*backendtest.Process
+	mu    sync.Mutex
 	in    string
 	once  bool
 	deaf  bool // it does not even heed that it is broken off
@@ -23,11 +25,14 @@ type stuck struct {
 }
 
 func (s *stuck) hang(ctx context.Context, in string) error {
-	if s.in != in {
-		return nil
-	}
-	if s.once {
+	s.mu.Lock()
+	hangs := s.in == in
+	if hangs && s.once {
 		s.in = ""
+	}
+	s.mu.Unlock()
+	if !hangs {
+		return nil
 	}
 	if s.deaf {
 		<-s.freed
