@@ -541,6 +541,27 @@ func TestATestIsAJobThatLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestAnotherLeadersTestIsNotRemoved(t *testing.T) {
+	s, c := web(t)
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	ch.Parts[0].Settings.Health.Test = updater.Test{Image: "reg.example/smoke:1", Timeout: 10 * time.Second}
+	ch = apply(t, c, ch)
+	theirs := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: testName(ch, 0), Namespace: "shop"}, Spec: batchv1.JobSpec{Template: template("test=reg.example/smoke:1")}}
+	taken := false
+	s.before = func(method, _ string) {
+		if method != http.MethodDelete || taken {
+			return
+		}
+		taken = true // while the request to remove it is on its way
+		s.remove("jobs", theirs.Name)
+		s.put("jobs", theirs)
+	}
+	_, err := c.Test(t.Context(), ch, 0)
+	require.NoError(t, err)
+	require.True(t, taken)
+	require.NotEmpty(t, s.look("jobs", theirs.Name))
+}
+
 func TestATestThatNeverRanSaysNothing(t *testing.T) {
 	_, c := web(t)
 	ch := wish(t, "deployment/web/app "+app1+" "+app2)
