@@ -212,6 +212,7 @@ func TestRollout(t *testing.T) {
 		"a set that is done":                       {o: set},
 		"a set that waits for a pod":               {o: with(set, func(o *owner) { o.ready = 2 }), pending: "2 of 3 pods are ready"},
 		"a set between revisions":                  {o: with(set, func(o *owner) { o.currentRevision, o.updated = "a", 2 }), pending: "2 of 3"},
+		"a set that goes back":                     {o: with(set, func(o *owner) { o.updated = 2 }), pending: "2 of 3 pods are on the new template"},
 		"a partition that is reached":              {o: with(set, func(o *owner) { o.partition, o.updated, o.currentRevision = 2, 1, "a" })},
 		"a partition that is not":                  {o: with(set, func(o *owner) { o.partition, o.updated, o.currentRevision = 1, 1, "a" }), pending: "1 of 2 pods beyond the partition"},
 		"a partition that keeps all":               {o: with(set, func(o *owner) { o.partition, o.updated = 3, 0 }), waits: "partition (3)"},

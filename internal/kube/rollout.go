@@ -55,7 +55,8 @@ func (o *owner) rollout() (pending, waits string) {
 			return fmt.Sprintf("%d of %d pods beyond the partition are on the new template", o.updated, o.desired-o.partition), ""
 		case o.partition > 0:
 			return "", ""
-		case o.updateRevision != o.currentRevision:
+		case o.updated < o.desired, o.updateRevision != o.currentRevision:
+			// When the template of before is back, the revisions are the same at once.
 			return fmt.Sprintf("%d of %d pods are on the new template", o.updated, o.desired), ""
 		}
 	case "daemonset":
