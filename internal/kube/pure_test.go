@@ -179,7 +179,12 @@ func TestWhatWasOverBeforeIsHistory(t *testing.T) {
 	before, after := then.Add(-time.Hour), then.Add(time.Second)
 	require.Empty(t, judge(end(before, 40, runs), end(before, 40, runs)), "pods that stayed, with a past")
 	require.Empty(t, judge(end(after, 41, runs)), "one that ended once since")
-	require.Equal(t, updater.Bad, judge(end(after, 41, runs), end(after, 3, loops)), "two that ended since")
+	down := func(p *pod) *pod {
+		p.status.Conditions, p.status.ContainerStatuses[0].Ready = nil, false
+		return p
+	}
+	require.Equal(t, updater.Bad, judge(down(end(after, 41, runs)), down(end(after, 3, loops))), "two that ended since")
+	require.Empty(t, judge(end(after, 41, runs), end(after, 3, runs)), "two that ended since and are ready again")
 	fresh := end(after, 2, runs)
 	fresh.CreationTimestamp = metav1.NewTime(after)
 	require.Equal(t, updater.Bad, judge(fresh), "a new one that restarted twice")

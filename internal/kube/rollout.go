@@ -87,7 +87,7 @@ type blamed struct {
 // blame looks at the pods that were made with these images, for the container
 // named. One pod is enough where what it says is certain: the container cannot be
 // started, was killed for want of memory, or restarted more than once. An exit that
-// came once may be anything, so it takes two pods. Everything else is the
+// came once may be anything, so it takes two pods that are not ready again. Everything else is the
 // surroundings' doing, and only counts when time runs out. What ended before since
 // and runs again is history: pods that stay through a rollout have had their own.
 func blame(o *owner, pods []*pod, images map[string]string, name string, since time.Time) blamed {
@@ -126,6 +126,8 @@ func blame(o *owner, pods []*pod, images map[string]string, name string, since t
 		case e.certain != "":
 			b.fault, b.verdict = "pod "+p.Name+": "+e.certain, updater.Bad
 			return b
+		case e.exit != "" && p.readyNow():
+			// It came up again by itself.
 		case e.exit != "":
 			exits++
 			last = "pod " + p.Name + ": " + e.exit
