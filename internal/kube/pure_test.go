@@ -138,6 +138,7 @@ func TestBlame(t *testing.T) {
 		"root where none is allowed":                       {pods: one(waits("CreateContainerConfigError", "container has runAsNonRoot and image will run as root")), want: updater.Bad},
 		"no such manifest":                                 {pods: one(waits("ErrImagePull", "manifest unknown")), want: updater.Bad},
 		"no such manifest, as containerd says it":          {pods: one(waits("ImagePullBackOff", `failed to resolve reference "web:2": web:2: not found`)), want: updater.Bad},
+		"a blob that is missing":                           {pods: one(waits("ErrImagePull", `failed to pull and unpack image "web:2": failed to copy: httpReadSeeker: failed open: content at https://mirror.example/v2/web/blobs/sha256:ab not found: not found`)), want: updater.Unclear, says: "cannot be pulled"},
 		"no image for this platform":                       {pods: one(waits("ErrImagePull", "no match for platform in manifest: not found")), want: updater.Bad},
 		"a registry that is down":                          {pods: one(waits("ImagePullBackOff", "dial tcp 10.0.0.1:443: connect: connection refused")), want: updater.Unclear, says: "connection refused"},
 		"a registry that wants credentials":                {pods: one(waits("ErrImagePull", "pull access denied, repository does not exist or may require authorization: not found")), want: updater.Unclear},

@@ -267,12 +267,16 @@ func noSuchImage(message string) bool {
 			return false
 		}
 	}
-	for _, s := range []string{"manifest unknown", "no match for platform", "no matching manifest", ": not found"} {
+	for _, s := range []string{"manifest unknown", "no match for platform", "no matching manifest"} {
 		if strings.Contains(m, s) {
 			return true
 		}
 	}
-	return false
+	// containerd says "not found" of a blob as well, which a mirror may have lost. Only
+	// a reference that does not resolve is one that does not exist.
+	_, rest, resolving := strings.Cut(m, "failed to resolve ")
+	what, _, missing := strings.Cut(rest, ": not found")
+	return resolving && missing && !strings.Contains(what, "://")
 }
 
 // unscheduled says why a pod has no node; "" when it has one.
