@@ -77,8 +77,10 @@ func (c *Cluster) Plan(ctx context.Context, ch *updater.Change, _ func(string) (
 			}
 		}
 		if p.Settings.Health.Test.Image != "" {
-			if err := c.mustBeAllowed(ctx, "create", "batch", "jobs", o.Namespace, "health.test", updater.InvalidSettings); err != nil {
-				return err
+			for _, verb := range []string{"create", "get", "delete"} {
+				if err := c.mustBeAllowed(ctx, verb, "batch", "jobs", o.Namespace, "health.test", updater.InvalidSettings); err != nil {
+					return err
+				}
 			}
 		}
 	}

@@ -541,6 +541,17 @@ func TestATestIsAJobThatLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestATestThatCouldNotBeWatchedOrRemovedIsRefused(t *testing.T) {
+	for _, verb := range []string{"create", "get", "delete"} {
+		s, c := web(t)
+		s.denied[verb+" jobs"] = true
+		ch := wish(t, "deployment/web/app "+app1+" "+app2)
+		require.NoError(t, c.Plan(t.Context(), &ch, nobody), "without a test it needs no Jobs")
+		ch.Parts[0].Settings.Health.Test = updater.Test{Image: "reg.example/smoke:1", Timeout: 10 * time.Second}
+		refused(t, c.Plan(t.Context(), &ch, nobody), updater.InvalidSettings, "health.test needs the right to "+verb+" jobs")
+	}
+}
+
 func TestAnotherLeadersTestIsNotRemoved(t *testing.T) {
 	s, c := web(t)
 	ch := wish(t, "deployment/web/app "+app1+" "+app2)
