@@ -521,6 +521,16 @@ func TestTheNextRunOfACronJobDecides(t *testing.T) {
 	}
 }
 
+func TestAChangeIsDatedByTheAPIServersClock(t *testing.T) {
+	s := newServer(t)
+	s.ahead = -time.Hour
+	s.put("cronjobs", cron("night", app1))
+	ch := apply(t, s.cluster(t), wish(t, "cronjob/night/app "+app1+" "+app2))
+	_, m, err := records(ch)
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now().Add(s.ahead), m.At, time.Minute, "else the runs of the next hour would not count")
+}
+
 func TestATestIsAJobThatLeavesNothing(t *testing.T) {
 	for image, want := range map[string]int{"reg.example/smoke:1": 0, "reg.example/smoke:1-exit": 1} {
 		t.Run(image, func(t *testing.T) {
