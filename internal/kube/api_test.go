@@ -37,8 +37,9 @@ type server struct {
 	denied   map[string]bool           // "verb resource"
 	requests []string
 	watchers map[chan event]string
-	fail     int  // the nth write from now on fails; 0: none
-	done     bool // after it was done
+	ahead    time.Duration // of its clock to ours
+	fail     int           // the nth write from now on fails; 0: none
+	done     bool          // after it was done
 	struck   bool
 	// admit, when set, is what admission makes of a patched object, as JSON.
 	admit func(string) string
@@ -134,7 +135,7 @@ func (s *server) store(key string, m map[string]any, manager string) {
 		kind = "ADDED"
 		meta["uid"] = "uid-" + strconv.Itoa(s.version)
 		meta["generation"] = 1
-		meta["creationTimestamp"] = time.Now().UTC().Format(time.RFC3339)
+		meta["creationTimestamp"] = time.Now().Add(s.ahead).UTC().Format(time.RFC3339)
 	} else {
 		meta["uid"] = dig(was, "metadata")["uid"]
 		meta["generation"] = dig(was, "metadata")["generation"]
@@ -144,7 +145,7 @@ func (s *server) store(key string, m map[string]any, manager string) {
 	}
 	meta["resourceVersion"] = strconv.Itoa(s.version)
 	if manager != "" {
-		meta["managedFields"] = managedBy(m, manager)
+		meta["managedFields"] = managedBy(m, manager, time.Now().Add(s.ahead))
 	}
 	m["metadata"] = meta
 	s.objects[key] = m
@@ -188,13 +189,13 @@ func toJSON(v any) string {
 }
 
 // managedBy is what managedFields say when one manager wrote all images.
-func managedBy(m map[string]any, manager string) []any {
+func managedBy(m map[string]any, manager string, at time.Time) []any {
 	list, _ := dig(m, "spec", "template", "spec")["containers"].([]any)
 	fields := map[string]any{}
 	for _, c := range list {
 		fields[`k:{"name":"`+c.(map[string]any)["name"].(string)+`"}`] = map[string]any{"f:image": map[string]any{}}
 	}
-	return []any{map[string]any{"manager": manager, "operation": "Update", "fieldsType": "FieldsV1", "time": time.Now().UTC().Format(time.RFC3339),
+	return []any{map[string]any{"manager": manager, "operation": "Update", "fieldsType": "FieldsV1", "time": at.UTC().Format(time.RFC3339),
 		"fieldsV1": map[string]any{"f:spec": map[string]any{"f:template": map[string]any{"f:spec": map[string]any{"f:containers": fields}}}}}}
 }
 

@@ -77,8 +77,10 @@ func (c *Cluster) Plan(ctx context.Context, ch *updater.Change, _ func(string) (
 			}
 		}
 		if p.Settings.Health.Test.Image != "" {
-			if err := c.mustBeAllowed(ctx, "create", "batch", "jobs", o.Namespace, "health.test", updater.InvalidSettings); err != nil {
-				return err
+			for _, verb := range []string{"create", "get", "delete"} {
+				if err := c.mustBeAllowed(ctx, verb, "batch", "jobs", o.Namespace, "health.test", updater.InvalidSettings); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -298,7 +300,11 @@ func (c *Cluster) Apply(ctx context.Context, ch updater.Change) (updater.Applied
 		return updater.Applied{}, err
 	}
 	c.saw(ch, o.Generation)
-	raw, err := json.Marshal(mark{Generation: o.Generation, Images: o.images(to), At: time.Now()})
+	at := o.touched
+	if !at.After(org.Touched) {
+		at = time.Now() // it was there already, or the API server does not say
+	}
+	raw, err := json.Marshal(mark{Generation: o.Generation, Images: o.images(to), At: at})
 	if err != nil {
 		return updater.Applied{}, fmt.Errorf("recording what change %s made: %w", ch.ID, err)
 	}

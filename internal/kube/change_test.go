@@ -521,6 +521,16 @@ func TestTheNextRunOfACronJobDecides(t *testing.T) {
 	}
 }
 
+func TestAChangeIsDatedByTheAPIServersClock(t *testing.T) {
+	s := newServer(t)
+	s.ahead = -time.Hour
+	s.put("cronjobs", cron("night", app1))
+	ch := apply(t, s.cluster(t), wish(t, "cronjob/night/app "+app1+" "+app2))
+	_, m, err := records(ch)
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now().Add(s.ahead), m.At, time.Minute, "else the runs of the next hour would not count")
+}
+
 func TestATestIsAJobThatLeavesNothing(t *testing.T) {
 	for image, want := range map[string]int{"reg.example/smoke:1": 0, "reg.example/smoke:1-exit": 1} {
 		t.Run(image, func(t *testing.T) {
@@ -539,6 +549,38 @@ func TestATestIsAJobThatLeavesNothing(t *testing.T) {
 			require.Empty(t, s.look("jobs", testName(ch, 0)), "a crash in between leaves nothing either")
 		})
 	}
+}
+
+func TestATestThatCouldNotBeWatchedOrRemovedIsRefused(t *testing.T) {
+	for _, verb := range []string{"create", "get", "delete"} {
+		s, c := web(t)
+		s.denied[verb+" jobs"] = true
+		ch := wish(t, "deployment/web/app "+app1+" "+app2)
+		require.NoError(t, c.Plan(t.Context(), &ch, nobody), "without a test it needs no Jobs")
+		ch.Parts[0].Settings.Health.Test = updater.Test{Image: "reg.example/smoke:1", Timeout: 10 * time.Second}
+		refused(t, c.Plan(t.Context(), &ch, nobody), updater.InvalidSettings, "health.test needs the right to "+verb+" jobs")
+	}
+}
+
+func TestAnotherLeadersTestIsNotRemoved(t *testing.T) {
+	s, c := web(t)
+	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	ch.Parts[0].Settings.Health.Test = updater.Test{Image: "reg.example/smoke:1", Timeout: 10 * time.Second}
+	ch = apply(t, c, ch)
+	theirs := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: testName(ch, 0), Namespace: "shop"}, Spec: batchv1.JobSpec{Template: template("test=reg.example/smoke:1")}}
+	taken := false
+	s.before = func(method, _ string) {
+		if method != http.MethodDelete || taken {
+			return
+		}
+		taken = true // while the request to remove it is on its way
+		s.remove("jobs", theirs.Name)
+		s.put("jobs", theirs)
+	}
+	_, err := c.Test(t.Context(), ch, 0)
+	require.NoError(t, err)
+	require.True(t, taken)
+	require.NotEmpty(t, s.look("jobs", theirs.Name))
 }
 
 func TestATestThatNeverRanSaysNothing(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/updaterd/updaterd/internal/updater"
 )
@@ -88,24 +89,29 @@ func (c *Cluster) Test(ctx context.Context, ch updater.Change, part int) (r upda
 	if err != nil {
 		return r, err
 	}
+	var made batchv1.Job
 	defer func() {
-		// Also when ctx has ended: nothing is to be left.
+		if made.UID == "" {
+			return // what may be there all the same goes when the change ends
+		}
+		// Also when ctx has ended: nothing is to be left. If the lead was lost, the Job
+		// by this name may be the next leader's, so only this one goes.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
 		defer cancel()
-		if gone := c.removeTest(ctx, org.Namespace, testName(ch, part)); err == nil {
+		if gone := c.removeTest(ctx, org.Namespace, testName(ch, part), &made.UID); err == nil {
 			err = gone
 		}
 	}()
 	job := testJob(ch, part, o, addresses(podsOf(all, o), wrote))
 	for {
-		err := c.api.Create(ctx, jobResource(), org.Namespace, job, &batchv1.Job{})
+		err := c.api.Create(ctx, jobResource(), org.Namespace, job, &made)
 		if err == nil {
 			break
 		}
 		if !apierrors.IsAlreadyExists(err) {
 			return r, fmt.Errorf("cluster %s: making the Job %s: %w", c.name, job.Name, err)
 		}
-		if err := c.removeTest(ctx, org.Namespace, job.Name); err != nil {
+		if err := c.removeTest(ctx, org.Namespace, job.Name, nil); err != nil {
 			return r, err
 		}
 		if err := pause(ctx); err != nil {
@@ -192,17 +198,23 @@ func (c *Cluster) removeTests(ctx context.Context, ch updater.Change, org origin
 		if p.Settings.Health.Test.Image == "" || !ch.Disturbed {
 			continue
 		}
-		if err := c.removeTest(ctx, org.Namespace, testName(ch, i)); err != nil {
+		if err := c.removeTest(ctx, org.Namespace, testName(ch, i), nil); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *Cluster) removeTest(ctx context.Context, namespace, name string) error {
+// removeTest takes away the Job of a test: whichever has the name where uid is nil,
+// else that one only.
+func (c *Cluster) removeTest(ctx context.Context, namespace, name string, uid *types.UID) error {
 	background := metav1.DeletePropagationBackground
-	err := c.api.Delete(ctx, jobResource(), namespace, name, metav1.DeleteOptions{PropagationPolicy: &background})
-	if err != nil && !apierrors.IsNotFound(err) {
+	o := metav1.DeleteOptions{PropagationPolicy: &background}
+	if uid != nil {
+		o.Preconditions = &metav1.Preconditions{UID: uid}
+	}
+	err := c.api.Delete(ctx, jobResource(), namespace, name, o)
+	if err != nil && !apierrors.IsNotFound(err) && (uid == nil || !apierrors.IsConflict(err)) {
 		return fmt.Errorf("cluster %s: removing the Job %s/%s: %w", c.name, namespace, name, err)
 	}
 	return nil

@@ -359,7 +359,7 @@ type origin struct {
 type mark struct {
 	Generation int64
 	Images     map[string]string
-	At         time.Time // by the API server's clock
+	At         time.Time // by the API server's clock, where that is known
 }
 
 func (o origin) address() string { return o.Namespace + "/" + o.Kind + "/" + o.Name }

@@ -138,6 +138,7 @@ func TestBlame(t *testing.T) {
 		"root where none is allowed":                       {pods: one(waits("CreateContainerConfigError", "container has runAsNonRoot and image will run as root")), want: updater.Bad},
 		"no such manifest":                                 {pods: one(waits("ErrImagePull", "manifest unknown")), want: updater.Bad},
 		"no such manifest, as containerd says it":          {pods: one(waits("ImagePullBackOff", `failed to resolve reference "web:2": web:2: not found`)), want: updater.Bad},
+		"a blob that is missing":                           {pods: one(waits("ErrImagePull", `failed to pull and unpack image "web:2": failed to copy: httpReadSeeker: failed open: content at https://mirror.example/v2/web/blobs/sha256:ab not found: not found`)), want: updater.Unclear, says: "cannot be pulled"},
 		"no image for this platform":                       {pods: one(waits("ErrImagePull", "no match for platform in manifest: not found")), want: updater.Bad},
 		"a registry that is down":                          {pods: one(waits("ImagePullBackOff", "dial tcp 10.0.0.1:443: connect: connection refused")), want: updater.Unclear, says: "connection refused"},
 		"a registry that wants credentials":                {pods: one(waits("ErrImagePull", "pull access denied, repository does not exist or may require authorization: not found")), want: updater.Unclear},
@@ -179,7 +180,12 @@ func TestWhatWasOverBeforeIsHistory(t *testing.T) {
 	before, after := then.Add(-time.Hour), then.Add(time.Second)
 	require.Empty(t, judge(end(before, 40, runs), end(before, 40, runs)), "pods that stayed, with a past")
 	require.Empty(t, judge(end(after, 41, runs)), "one that ended once since")
-	require.Equal(t, updater.Bad, judge(end(after, 41, runs), end(after, 3, loops)), "two that ended since")
+	down := func(p *pod) *pod {
+		p.status.Conditions, p.status.ContainerStatuses[0].Ready = nil, false
+		return p
+	}
+	require.Equal(t, updater.Bad, judge(down(end(after, 41, runs)), down(end(after, 3, loops))), "two that ended since")
+	require.Empty(t, judge(end(after, 41, runs), end(after, 3, runs)), "two that ended since and are ready again")
 	fresh := end(after, 2, runs)
 	fresh.CreationTimestamp = metav1.NewTime(after)
 	require.Equal(t, updater.Bad, judge(fresh), "a new one that restarted twice")
@@ -212,6 +218,7 @@ func TestRollout(t *testing.T) {
 		"a set that is done":                       {o: set},
 		"a set that waits for a pod":               {o: with(set, func(o *owner) { o.ready = 2 }), pending: "2 of 3 pods are ready"},
 		"a set between revisions":                  {o: with(set, func(o *owner) { o.currentRevision, o.updated = "a", 2 }), pending: "2 of 3"},
+		"a set that goes back":                     {o: with(set, func(o *owner) { o.updated = 2 }), pending: "2 of 3 pods are on the new template"},
 		"a partition that is reached":              {o: with(set, func(o *owner) { o.partition, o.updated, o.currentRevision = 2, 1, "a" })},
 		"a partition that is not":                  {o: with(set, func(o *owner) { o.partition, o.updated, o.currentRevision = 1, 1, "a" }), pending: "1 of 2 pods beyond the partition"},
 		"a partition that keeps all":               {o: with(set, func(o *owner) { o.partition, o.updated = 3, 0 }), waits: "partition (3)"},

@@ -55,7 +55,8 @@ func (o *owner) rollout() (pending, waits string) {
 			return fmt.Sprintf("%d of %d pods beyond the partition are on the new template", o.updated, o.desired-o.partition), ""
 		case o.partition > 0:
 			return "", ""
-		case o.updateRevision != o.currentRevision:
+		case o.updated < o.desired, o.updateRevision != o.currentRevision:
+			// When the template of before is back, the revisions are the same at once.
 			return fmt.Sprintf("%d of %d pods are on the new template", o.updated, o.desired), ""
 		}
 	case "daemonset":
@@ -86,7 +87,7 @@ type blamed struct {
 // blame looks at the pods that were made with these images, for the container
 // named. One pod is enough where what it says is certain: the container cannot be
 // started, was killed for want of memory, or restarted more than once. An exit that
-// came once may be anything, so it takes two pods. Everything else is the
+// came once may be anything, so it takes two pods that are not ready again. Everything else is the
 // surroundings' doing, and only counts when time runs out. What ended before since
 // and runs again is history: pods that stay through a rollout have had their own.
 func blame(o *owner, pods []*pod, images map[string]string, name string, since time.Time) blamed {
@@ -125,6 +126,8 @@ func blame(o *owner, pods []*pod, images map[string]string, name string, since t
 		case e.certain != "":
 			b.fault, b.verdict = "pod "+p.Name+": "+e.certain, updater.Bad
 			return b
+		case e.exit != "" && p.readyNow():
+			// It came up again by itself.
 		case e.exit != "":
 			exits++
 			last = "pod " + p.Name + ": " + e.exit
@@ -264,12 +267,16 @@ func noSuchImage(message string) bool {
 			return false
 		}
 	}
-	for _, s := range []string{"manifest unknown", "no match for platform", "no matching manifest", ": not found"} {
+	for _, s := range []string{"manifest unknown", "no match for platform", "no matching manifest"} {
 		if strings.Contains(m, s) {
 			return true
 		}
 	}
-	return false
+	// containerd says "not found" of a blob as well, which a mirror may have lost. Only
+	// a reference that does not resolve is one that does not exist.
+	_, rest, resolving := strings.Cut(m, "failed to resolve ")
+	what, _, missing := strings.Cut(rest, ": not found")
+	return resolving && missing && !strings.Contains(what, "://")
 }
 
 // unscheduled says why a pod has no node; "" when it has one.
