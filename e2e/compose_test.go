@@ -358,7 +358,10 @@ services:
 	p.push("acme/web", "stable", "v1", stage.Behaviour{})
 	p.Up()
 	made := p.Containers()
-	p.d.Wait(p.Container("ended"), 10*time.Second, "ended", func(c container.InspectResponse) bool { return !c.State.Running })
+	runsOut := func() {
+		p.d.Wait(p.Container("ended"), 10*time.Second, "ended", func(c container.InspectResponse) bool { return !c.State.Running })
+	}
+	runsOut()
 	p.push("acme/web", "stable", "v2", stage.Behaviour{})
 	rows := p.pass(0)
 	require.Equal(t, "committed", rows["web"].Outcome)
@@ -367,6 +370,7 @@ services:
 	before := p.Containers()
 	p.Up()
 	p.fresh(before, "unwatched", "ended")
+	runsOut()
 	p.upChangesNothing()
 }
 
