@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -373,38 +374,56 @@ func TestSomebodyElsesImageIsLeftAlone(t *testing.T) {
 	}
 }
 
-// TestALateWriteOfAnOldLeaderRepeatsNothing of what the new leader has taken back.
+// TestALateWriteOfAnOldLeaderRepeatsNothing of what the new leader has taken back,
+// whether that had heard of it or not.
 func TestALateWriteOfAnOldLeaderRepeatsNothing(t *testing.T) {
-	t.Parallel()
-	p := newPasses(t)
-	late := p.cluster // one process plays both: what counts is what the API server gets
-	old := p.Good("web:1", "1")
-	digest := p.Good("web:2", "2")
-	p.Deployment(rig.Spec{})
-	p.WaitDone("deployment/web")
-	ch := updater.Change{ID: "20260102t030405-late", Backend: rig.Backend, Unit: p.ID("deployment/web"), Phase: updater.Preparing, Parts: []updater.Part{{
-		Workload: p.ID("deployment/web"), Replace: true, From: updater.Image{Ref: p.Ref("web:1"), Digest: old},
-		To: updater.Image{Ref: p.Ref("web:2") + "@" + digest, Digest: digest},
-	}}}
-	require.NoError(t, late.Plan(t.Context(), &ch, nil))
-	ch.Phase, ch.Disturbed = updater.Applying, true
-	taken := false
-	p.proxy.Hook(rig.Hooks{Before: func(c rig.Call) error {
-		if taken || c.Verb != "patch" {
-			return nil
-		}
-		taken = true // what follows is done while the patch is on its way
-		a, err := late.Apply(t.Context(), ch)
-		require.NoError(t, err)
-		back := ch
-		back.Mark, back.Phase = a.Mark, updater.Restoring
-		_, err = late.Restore(t.Context(), back)
-		require.NoError(t, err)
-		return nil
-	}})
-	_, err := late.Apply(t.Context(), ch)
-	require.ErrorIs(t, err, updater.ErrSuperseded)
-	require.Equal(t, p.Ref("web:1"), p.WaitDone("deployment/web").Image("app"))
+	for name, heard := range map[string]bool{"applied by the new leader as well": true, "never heard of": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPasses(t)
+			late := p.cluster // one process plays both: what counts is what the API server gets
+			old := p.Good("web:1", "1")
+			digest := p.Good("web:2", "2")
+			p.Deployment(rig.Spec{})
+			before := p.WaitDone("deployment/web")
+			ch := updater.Change{ID: "20260102t030405-late", Backend: rig.Backend, Unit: p.ID("deployment/web"), Phase: updater.Preparing, Parts: []updater.Part{{
+				Workload: p.ID("deployment/web"), Replace: true, From: updater.Image{Ref: p.Ref("web:1"), Digest: old},
+				To: updater.Image{Ref: p.Ref("web:2") + "@" + digest, Digest: digest},
+			}}}
+			require.NoError(t, late.Plan(t.Context(), &ch, nil))
+			ch.Phase, ch.Disturbed = updater.Applying, true
+			taken, back := false, false
+			p.proxy.Hook(rig.Hooks{Before: func(c rig.Call) error {
+				if back && !heard && c.Verb == "get" {
+					return errors.New("the old leader has ended") // and decides nothing anew
+				}
+				if taken || c.Verb != "patch" {
+					return nil
+				}
+				taken = true // what follows is done while the patch is on its way
+				other := ch
+				if heard {
+					a, err := late.Apply(t.Context(), ch)
+					require.NoError(t, err)
+					other.Mark = a.Mark
+				}
+				other.Phase = updater.Restoring
+				_, err := late.Restore(t.Context(), other)
+				require.NoError(t, err)
+				back = true
+				return nil
+			}})
+			_, err := late.Apply(t.Context(), ch)
+			require.Error(t, err)
+			if heard {
+				require.ErrorIs(t, err, updater.ErrSuperseded)
+			}
+			p.proxy.Hook(rig.Hooks{})
+			after := p.WaitDone("deployment/web")
+			require.Equal(t, p.Ref("web:1"), after.Image("app"))
+			require.Equal(t, before.Labels, after.Labels)
+		})
+	}
 }
 
 // TestTheSurroundingsAreNotTheImage: a change that they fail is taken back, rejects

@@ -242,10 +242,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusForbidden, metav1.StatusReasonForbidden)
 		return
 	}
-	broken := false
 	if writes && s.fail > 0 {
 		if s.fail--; s.fail == 0 {
-			s.struck, broken = true, true
+			s.struck = true
 			if !s.done {
 				refuse(http.StatusInternalServerError, metav1.StatusReasonInternalError)
 				return
@@ -256,7 +255,6 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	_ = broken
 	key := resource + "/" + namespace + "/" + name
 	switch {
 	case resource == "selfsubjectaccessreviews":

@@ -372,6 +372,8 @@ func (c *Cluster) writeBack(ctx context.Context, ch updater.Change, org origin, 
 	if err != nil {
 		return r, err
 	}
+	// Nobody heard the answer to our patch, so the API server may not have it yet.
+	unheard := ch.Disturbed && !ch.Superseded && m.Images == nil
 	for try := 1; ; try++ {
 		live, err := c.get(ctx, org.Namespace, org.Kind, org.Name)
 		switch {
@@ -381,6 +383,12 @@ func (c *Cluster) writeBack(ctx context.Context, ch updater.Change, org origin, 
 			return r, fmt.Errorf("%s is gone: %w", org.address(), updater.ErrSuperseded)
 		case live.UID != org.UID:
 			return r, fmt.Errorf("%s is another object by the same name: %w", org.address(), updater.ErrSuperseded)
+		}
+		if _, ok := live.Labels[labelBack]; ok {
+			if err := c.label(ctx, org, live.ResourceVersion, nil); err != nil && !(apierrors.IsConflict(err) && try < conflicts) {
+				return r, err
+			}
+			continue
 		}
 		back, refs := c.back(ctx, ch, org)
 		r.Refs = refs
@@ -412,6 +420,14 @@ func (c *Cluster) writeBack(ctx context.Context, ch updater.Change, org origin, 
 				return r, err
 			}
 		}
+		if unheard && len(to) == 0 && theirs == "" {
+			err := c.label(ctx, org, live.ResourceVersion, &ch.ID)
+			if err != nil && !(apierrors.IsConflict(err) && try < conflicts) {
+				return r, err
+			}
+			unheard = err != nil
+			continue
+		}
 		c.saw(ch, live.Generation)
 		if theirs != "" {
 			return r, fmt.Errorf("%s: %w", theirs, updater.ErrSuperseded)
@@ -421,6 +437,31 @@ func (c *Cluster) writeBack(ctx context.Context, ch updater.Change, org origin, 
 		}
 		return r, nil
 	}
+}
+
+// labelBack is on a workload for the moment in which a patch is made stale that may
+// still be on its way: that patch names the version it was decided on, and a label is
+// the one thing that makes another without an effect, since controllers do not copy
+// the labels of a workload, as they do its annotations. Whoever goes on after a crash
+// takes it off.
+const labelBack = "updaterd-swap.going-back"
+
+// label puts labelBack on one version of a workload, or takes it off.
+func (c *Cluster) label(ctx context.Context, org origin, version string, value *string) error {
+	k, ok := kindNamed(org.Kind)
+	if !ok {
+		return fmt.Errorf("%s: there is no such kind", org.address())
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": org.UID, "resourceVersion": version, "labels": map[string]*string{labelBack: value},
+	}})
+	if err == nil {
+		err = c.patch(ctx, k.resource, org, patch, false, k.object())
+	}
+	if err != nil {
+		return fmt.Errorf("cluster %s: labelling %s: %w", c.name, org.address(), err)
+	}
+	return nil
 }
 
 // back are the images to go back to, by container, and by workload those that are

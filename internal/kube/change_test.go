@@ -276,6 +276,48 @@ func TestALateWriteOfAnOldLeaderRepeatsNothing(t *testing.T) {
 	require.Equal(t, app1, s.images("deployments", "web")["app"])
 }
 
+// TestAPatchOnItsWayComesTooLate: its answer was never heard, so it is gone back from
+// a workload that still has its old image, before the API server has the patch.
+func TestAPatchOnItsWayComesTooLate(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fail int // the write of going back that fails the first time
+		done bool
+	}{
+		"all goes well":                       {},
+		"the first write is not done":         {fail: 1},
+		"the first write is done, and broken": {fail: 1, done: true},
+		"the last write is not done":          {fail: 2},
+		"the last write is done, and broken":  {fail: 2, done: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, c := web(t)
+			ch := wish(t, "deployment/web/app "+app1+" "+app2)
+			require.NoError(t, c.Plan(t.Context(), &ch, nobody))
+			ch.Phase, ch.Disturbed = updater.Applying, true
+			was := s.look("deployments", "web")
+			taken := false
+			s.before = func(string, string) {
+				if taken {
+					return
+				}
+				taken = true
+				s.mu.Lock()
+				s.fail, s.done = tt.fail, tt.done
+				s.mu.Unlock()
+				_, err := goBack(t, s.cluster(t), ch)
+				if tt.fail > 0 {
+					require.Error(t, err)
+					_, err = goBack(t, s.cluster(t), ch)
+				}
+				require.NoError(t, err)
+			}
+			_, err := c.Apply(t.Context(), ch)
+			require.ErrorIs(t, err, updater.ErrSuperseded)
+			require.Equal(t, was, s.look("deployments", "web"), "image, labels and all")
+		})
+	}
+}
+
 func TestGoingBackPinsATagThatHasMoved(t *testing.T) {
 	s, c := web(t)
 	old := fakeDigest("old")

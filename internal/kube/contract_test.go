@@ -72,7 +72,7 @@ func (s *server) look(resource, name string) string {
 		return ""
 	}
 	meta := dig(m, "metadata")
-	return toJSON([]any{meta["labels"], meta["annotations"], m["spec"]})
+	return toJSON([]any{dig(meta, "labels"), dig(meta, "annotations"), m["spec"]})
 }
 
 func TestContract(t *testing.T) {
