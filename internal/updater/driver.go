@@ -36,8 +36,8 @@ type driver struct {
 	once bool
 	// leave is called when another process goes on with a change.
 	leave func()
-	// yield is called when a change waits for what may never come; nil: nobody
-	// waits for this one.
+	// yield is called, perhaps more than once, when a change waits for what may
+	// never come.
 	yield func()
 }
 
@@ -405,9 +405,7 @@ func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed 
 			if d.once {
 				return r // there is no telling how long
 			}
-			if d.yield != nil {
-				d.yield()
-			}
+			d.yield()
 		}
 		if !sleep(ctx, lookEvery) {
 			return ruling{}

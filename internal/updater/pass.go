@@ -110,14 +110,15 @@ func (w *work) recover(stop context.Context, only string) {
 				w.end(c)
 				return
 			}
-			defer w.crowd.leave()
-			w.carry(stop, c, true, nil)
+			out := sync.OnceFunc(w.crowd.leave)
+			defer out()
+			w.carry(stop, c, true, out)
 		})
 	}
 }
 
-// carry takes a change that was begun to its end. yield, when set, gives up its
-// slot.
+// carry takes a change that was begun to its end. yield gives up its slot and its
+// place in the crowd: updaterd's own change must not wait for what may never come.
 func (w *work) carry(stop context.Context, c Change, resumed bool, yield func()) Change {
 	d := w.driver()
 	d.yield = yield
@@ -799,7 +800,8 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	if !p.crowd.enter(alone, false)(stop) {
 		return
 	}
-	defer p.crowd.leave()
+	out := sync.OnceFunc(p.crowd.leave)
+	defer out()
 
 	// Time has passed: a person may have spoken, the window may have shut.
 	memory, err := p.journal.Recall(stop)
@@ -842,7 +844,7 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 		give(InProgress, "a change of it, or of what must move along, is under way")
 		return
 	}
-	c = p.carry(stop, c, false, giveUp)
+	c = p.carry(stop, c, false, func() { giveUp(); out() })
 	it.outcome = &c
 }
 

@@ -142,6 +142,42 @@ func TestAChangeThatNothingIsWantedOfHoldsNoSlot(t *testing.T) {
 	})
 }
 
+// updaterd's own change, on a host beside the cluster, is begun while another
+// waits for copies: a workload may be scaled to 0 for weeks.
+func TestAChangeThatNothingIsWantedOfKeepsNobodyFromBeingAlone(t *testing.T) {
+	for name, begun := range map[string]bool{"in the process that began it": false, "after a restart": true} {
+		t.Run(name, func(t *testing.T) {
+			inTemplate(t, backendtest.Good, "", func(w *world, cluster *template, u *updater.Updater) {
+				cluster.waits.Store(true)
+				if begun {
+					require.Equal(t, updater.OutcomeOpen, pass(t, u)["local/a"].Outcome)
+				}
+				aside := newWorld(t, backendtest.Good)
+				aside.registry = w.registry
+				aside.run("self", backendtest.Good)
+				var handed atomic.Bool
+				host := &backendtest.Process{Host: aside.host, ID: "host", Self: aside.host.ID("self"), Step: func(what string, done bool) error {
+					if what == "hand over" && done {
+						handed.Store(true)
+					}
+					return nil
+				}}
+				stop := w.background(updater.New([]updater.Place{
+					{Backend: cluster, State: &backendtest.State{Disk: w.disk}},
+					{Backend: host, State: &backendtest.State{Disk: aside.disk}},
+				}, w.rules(), discard()))
+				time.Sleep(10 * time.Minute)
+				require.True(t, handed.Load())
+				open, err := (&backendtest.State{Disk: w.disk}).Open(context.Background())
+				require.NoError(t, err)
+				require.Len(t, open, 1)
+				require.Equal(t, updater.Judging, open[0].Phase)
+				stop()
+			})
+		})
+	}
+}
+
 func TestOncePassDoesNotWaitForWhatMayNeverCome(t *testing.T) {
 	inTemplate(t, backendtest.Good, "", func(w *world, place *template, u *updater.Updater) {
 		place.waits.Store(true)
