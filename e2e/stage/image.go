@@ -86,7 +86,8 @@ func (b Behaviour) env() []string {
 }
 
 // Image describes an image FROM scratch whose /app serves its Version over HTTP
-// on port 8080. Equal Images have equal digests.
+// on port 8080. Equal Images have equal digests on one registry, and others on the
+// next.
 type Image struct {
 	Version string
 	Behave  Behaviour
@@ -153,8 +154,10 @@ func Foreign() string {
 	return "linux/arm64"
 }
 
-// Build makes the image.
-func (i Image) Build() (v1.Image, error) {
+// Build makes the image for a registry's host. What it is for is its author: if two
+// tests shared an image, the cleaning up of one could take from their engine what
+// a container of the other has just been made of.
+func (i Image) Build(host string) (v1.Image, error) {
 	platform, err := i.platform()
 	if err != nil {
 		return nil, err
@@ -197,6 +200,7 @@ func (i Image) Build() (v1.Image, error) {
 	}
 	config = config.DeepCopy()
 	config.OS, config.Architecture, config.Variant = platform.OS, platform.Architecture, platform.Variant
+	config.Author = host
 	config.Config = v1.Config{
 		Healthcheck: i.Healthcheck,
 		Env:         slices.Concat([]string{"PATH=/", "APP_VERSION=" + i.Version}, i.Behave.env(), i.Env),
@@ -229,7 +233,7 @@ func (i Image) platform() (*v1.Platform, error) {
 }
 
 func (i Image) write(ref name.Reference, opts ...remote.Option) (v1.Hash, error) {
-	img, err := i.Build()
+	img, err := i.Build(ref.Context().RegistryStr())
 	if err != nil {
 		return v1.Hash{}, err
 	}
@@ -239,14 +243,14 @@ func (i Image) write(ref name.Reference, opts ...remote.Option) (v1.Hash, error)
 	return img.Digest()
 }
 
-// Build makes the index.
-func (x Index) Build() (v1.ImageIndex, error) {
+// Build makes the index for a registry's host.
+func (x Index) Build(host string) (v1.ImageIndex, error) {
 	index := mutate.IndexMediaType(empty.Index, types.DockerManifestList)
 	if x.OCI {
 		index = mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	}
 	for _, i := range x.Images {
-		img, err := i.Build()
+		img, err := i.Build(host)
 		if err != nil {
 			return nil, err
 		}
@@ -278,7 +282,7 @@ func (x Index) Build() (v1.ImageIndex, error) {
 }
 
 func (x Index) write(ref name.Reference, opts ...remote.Option) (v1.Hash, error) {
-	index, err := x.Build()
+	index, err := x.Build(ref.Context().RegistryStr())
 	if err != nil {
 		return v1.Hash{}, err
 	}
