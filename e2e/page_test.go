@@ -184,6 +184,10 @@ func TestPage(t *testing.T) {
 	b.sees("forgotten by bob")
 	b.sees("needs-approval")
 
+	// The change is held up until the page has said that it is under way.
+	said := make(chan struct{})
+	s.reg.Fail("GET", "/blobs/", 0, stage.Wait(said))
+
 	// By the keyboard alone.
 	b.do(
 		chromedp.Focus(`//summary[text()="Approve"]`, chromedp.BySearch),
@@ -193,6 +197,7 @@ func TestPage(t *testing.T) {
 		chromedp.SendKeys(`button[value="approve"]`, kb.Enter, chromedp.ByQuery),
 	)
 	b.sees("Under way") // and that by itself, as all that follows
+	close(said)
 	b.sees("updated, from")
 	s.updated("v2", second)
 	b.press("Roll back", "rollback")

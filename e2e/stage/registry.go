@@ -394,6 +394,17 @@ func Slow(d time.Duration) Fault {
 	}
 }
 
+// Wait answers rightly when a channel is closed.
+func Wait(until <-chan struct{}) Fault {
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		select {
+		case <-until:
+			next.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		}
+	}
+}
+
 // Hang never answers.
 func Hang() Fault {
 	return func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }
