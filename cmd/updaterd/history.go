@@ -67,28 +67,14 @@ func stateOf(cfg *config.Config) string {
 // or where none listens from the journal. With a limit of 0 it is all.
 func (p program) entries(ctx context.Context, cfg *config.Config, query url.Values, limit int) ([]server.Entry, error) {
 	daemon, _, err := daemonOf(ctx, cfg)
-	if err != nil && !errors.Is(err, server.ErrNobody) {
-		return nil, err
-	}
-	all := []server.Entry{}
 	if err == nil {
-		const page = 1000
-		for {
-			want := page
-			if limit > 0 {
-				want = min(page, limit-len(all))
-			}
-			query.Set("limit", fmt.Sprint(want))
-			query.Set("offset", fmt.Sprint(len(all)))
-			some, err := daemon.History(ctx, query)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, some...)
-			if len(some) < want || len(all) == limit {
-				return all, nil
-			}
+		var all []server.Entry
+		if all, err = toldEntries(ctx, daemon, query, limit); err == nil {
+			return all, nil
 		}
+	}
+	if !errors.Is(err, server.ErrNobody) {
+		return nil, err
 	}
 	w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), looks)
 	if err != nil {
@@ -99,6 +85,7 @@ func (p program) entries(ctx context.Context, cfg *config.Config, query url.Valu
 	if err != nil {
 		return nil, err
 	}
+	all := []server.Entry{}
 	for _, e := range kept {
 		if server.Asked(query, e) {
 			all = append(all, server.EntryOf(e))
@@ -108,6 +95,28 @@ func (p program) entries(ctx context.Context, cfg *config.Config, query url.Valu
 		all = all[:limit]
 	}
 	return all, nil
+}
+
+// toldEntries are those of a daemon, which gives a page at a time.
+func toldEntries(ctx context.Context, daemon *server.Client, query url.Values, limit int) ([]server.Entry, error) {
+	const page = 1000
+	all := []server.Entry{}
+	for {
+		want := page
+		if limit > 0 {
+			want = min(page, limit-len(all))
+		}
+		query.Set("limit", fmt.Sprint(want))
+		query.Set("offset", fmt.Sprint(len(all)))
+		some, err := daemon.History(ctx, query)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+		if len(some) < want || len(all) == limit {
+			return all, nil
+		}
+	}
 }
 
 // followHistory prints what happens as it happens, over restarts of the daemon.

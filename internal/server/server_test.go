@@ -239,6 +239,30 @@ func TestSocketSaysWhoItIs(t *testing.T) {
 	require.ErrorIs(t, err, ErrNobody)
 }
 
+// TestDaemonThatEndsWhileItIsAsked is none that listens, to who only looks: the
+// journal tells as well. What was said may have been heard.
+func TestDaemonThatEndsWhileItIsAsked(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 1))
+			_ = c.Close()
+		}
+	}()
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	_, err = NewClient(socket).History(t.Context(), nil)
+	require.ErrorIs(t, err, ErrNobody)
+	_, err = NewClient(socket).Say(t.Context(), updater.Saying{Verb: updater.SayPause})
+	require.Error(t, err)
+	require.NotErrorIs(t, err, ErrNobody)
+}
+
 func TestLogLinesAreForWhoMayWrite(t *testing.T) {
 	k := &keeper{entries: []updater.Entry{{Workload: "local/web", Backend: "local", Event: updater.EventRestored, Logs: "password: x"}}}
 	s, b := newServer(k, tokens()...)
