@@ -22,6 +22,7 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/go-connections/nat"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/require"
 	"github.com/updaterd/updaterd/e2e/engine"
 	"github.com/updaterd/updaterd/e2e/stage"
@@ -437,6 +438,28 @@ func TestUpdaterdUpdatesItself(t *testing.T) {
 			require.Contains(t, [][]string{{"old", "helper"}, {"old", "helper", last}}, o.makers, "one hands over to the next, and does nothing more")
 		})
 	}
+}
+
+// TestUpdaterdUpdatesItselfByItsHealthCheck: what stands by is well, to the engine
+// that asks it, and to the gate.
+func TestUpdaterdUpdatesItselfByItsHealthCheck(t *testing.T) {
+	t.Parallel()
+	o := newOwn(t, stage.Hooks{}, nil)
+	checked := func(version string, test ...string) stage.Image {
+		i := o.image(version)
+		i.Healthcheck = &v1.HealthConfig{Test: test, Interval: 300 * time.Millisecond, Timeout: 5 * time.Second, Retries: 2}
+		return i
+	}
+	o.push(checked("v2", "CMD", "/updaterd", "status"))
+	o.d.WaitHealthy(o.settles("v2").ID, 20*time.Second)
+	require.Equal(t, "updated", o.last().Event)
+	o.push(checked("v3", "CMD", "/updaterd", "status", "--config", "/nowhere.yaml"))
+	stage.Eventually(t, patience, "the bad one to be tried", func() bool {
+		return len(o.events()) == 2
+	})
+	o.settles("v2")
+	require.Equal(t, "restored", o.last().Event)
+	require.Equal(t, "bad", o.last().Verdict)
 }
 
 // together answers no question until so many different ones are asked at once, as

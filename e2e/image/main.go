@@ -124,6 +124,15 @@ func (m maker) image(p v1.Platform, binary string) (v1.Image, error) {
 			"STATE_DIRECTORY=/var/lib/updaterd",
 			"SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
 		},
+		// The image specification has no such field, and lets others be; engines take it
+		// from here all the same, but Podman, which wants Docker's media types for it.
+		Healthcheck: &v1.HealthConfig{
+			Test:        []string{"CMD", "/usr/bin/updaterd", "status"},
+			Interval:    15 * time.Second,
+			Timeout:     15 * time.Second, // the command itself waits 10 s for an answer
+			StartPeriod: 30 * time.Second,
+			Retries:     3,
+		},
 		// Else the state would go with the container.
 		Volumes: map[string]struct{}{"/var/lib/updaterd": {}},
 		Labels: map[string]string{
