@@ -25,10 +25,11 @@ build: ## Build bin/updaterd, static
 dist: ## Make all that is released into bin/dist: binaries, deb, rpm, image, SBOM, checksums
 	ARCHES="$(ARCHES)" ./packaging/dist.sh bin/dist $(VERSION)
 
+# make demo KEEP=1 then shows the page, and keeps all of it up until Ctrl-C.
 .PHONY: demo
 demo: build ## See an update and a roll-back, on a real Docker Engine, in under 2 minutes
 	@go build -C e2e -o ../bin/demo ./cmd/demo
-	@cd e2e && UPDATERD_BIN=$(CURDIR)/bin/updaterd ./engine.sh run ../bin/demo
+	@cd e2e && UPDATERD_BIN=$(CURDIR)/bin/updaterd ./engine.sh run ../bin/demo $(if $(KEEP),-keep)
 
 .PHONY: test
 test: build race compose ## Run all tests, with a real Docker Engine

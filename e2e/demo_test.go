@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -51,7 +53,7 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-func startDemo(t *testing.T, d *stage.Docker) demo {
+func startDemo(t *testing.T, d *stage.Docker, args ...string) demo {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "demo")
 	b, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./cmd/demo").CombinedOutput()
@@ -61,7 +63,7 @@ func startDemo(t *testing.T, d *stage.Docker) demo {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(temp)) })
 	o := &output{}
-	run := demo{cmd: exec.Command(bin), out: o, temp: temp}
+	run := demo{cmd: exec.Command(bin, args...), out: o, temp: temp}
 	run.cmd.Env = append(os.Environ(), "DOCKER_HOST="+d.Host, "TMPDIR="+run.temp)
 	run.cmd.Stdout, run.cmd.Stderr = io.MultiWriter(o, t.Output()), io.MultiWriter(o, t.Output())
 	require.NoError(t, run.cmd.Start())
@@ -167,4 +169,53 @@ func TestDemoThatIsBrokenOffLeavesNothing(t *testing.T) {
 			run.leavesNothing(t, d, before)
 		})
 	}
+}
+
+func TestDemoThatIsKeptShowsThePage(t *testing.T) {
+	d := stage.OpenDocker(t)
+	before := staged(t, d)
+	run := startDemo(t, d, "-keep")
+	last := regexp.MustCompile(`log in with +(\S+)\n +the page +(http://\S+/)\n$`)
+	var told []string
+	stage.Eventually(t, 2*time.Minute, "the page's address, as the last line", func() bool {
+		told = last.FindStringSubmatch(run.out.String())
+		return told != nil
+	})
+	// It can be steered there, and goes on meanwhile.
+	ask := func(method, path, body string) string {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), method, told[2]+path, strings.NewReader(body))
+		require.NoError(t, err)
+		r.Header.Set("Authorization", "Bearer "+told[1])
+		r.Header.Set("Content-Type", "application/json")
+		answer, err := http.DefaultClient.Do(r)
+		require.NoError(t, err)
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, answer.StatusCode, "%s", text)
+		return string(text)
+	}
+	require.Contains(t, ask("GET", "v1/workloads", ""), `"rejected"`)
+	require.Contains(t, ask("POST", "v1/hold", `{"workloads":["`+webOf(t, d, before)+`"]}`), `"changed":true`)
+
+	require.NoError(t, run.cmd.Process.Signal(syscall.SIGINT))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	context.AfterFunc(ctx, func() { _ = run.cmd.Process.Kill() })
+	require.NoError(t, run.cmd.Wait(), "that is how it ends")
+	require.Contains(t, run.out.String(), "removed again")
+	run.leavesNothing(t, d, before)
+}
+
+// webOf is the name of the demo's container.
+func webOf(t *testing.T, d *stage.Docker, before []string) string {
+	t.Helper()
+	for _, one := range staged(t, d) {
+		if name, ok := strings.CutPrefix(one, "container [/"); ok && !slices.Contains(before, one) {
+			return strings.TrimSuffix(name, "]")
+		}
+	}
+	t.Fatal("the demo has no container")
+	return ""
 }

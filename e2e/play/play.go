@@ -25,8 +25,10 @@ type Play struct {
 
 	ctx   context.Context
 	limit time.Duration
+	timer *time.Timer // ends ctx at the limit
 
 	mu       sync.Mutex
+	stays    bool // it has told all, and goes on until it is ended
 	cleanups []func()
 	why      []string // why it failed
 	details  []string // what was logged, for who wants to know more
@@ -38,8 +40,9 @@ var _ stage.TB = (*Play)(nil)
 // program is to exit with: 0 when all held, 1 when something did not, and as the
 // signal says when it was broken off. done is the last sentence.
 func Perform(limit time.Duration, tell func(*Play), done string) int {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	timer := time.AfterFunc(limit, func() { cancel(context.DeadlineExceeded) })
+	defer timer.Stop()
 	// All signals until the end are taken: there is always something to remove.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
@@ -47,14 +50,17 @@ func Perform(limit time.Duration, tell func(*Play), done string) int {
 	go func() {
 		s := (<-signals).(syscall.Signal)
 		caught <- s
-		cancel()
+		cancel(nil)
 	}()
 
-	p := &Play{Screen: newScreen(os.Stdout), ctx: ctx, limit: limit}
+	p := &Play{Screen: newScreen(os.Stdout), ctx: ctx, limit: limit, timer: timer}
 	p.perform(func() { tell(p) })
 
 	select {
 	case signal := <-caught:
+		if p.stayed() {
+			break
+		}
 		fmt.Fprintln(os.Stderr, "demo: broken off; what it had made is removed")
 		return 128 + int(signal)
 	default:
@@ -66,6 +72,24 @@ func Perform(limit time.Duration, tell func(*Play), done string) int {
 	p.Screen.Held("%s", done)
 	p.Screen.print("\n")
 	return 0
+}
+
+// Stay leaves all as it is, however long that may be, until a signal says that
+// this was enough. There is nothing to tell afterwards.
+func (p *Play) Stay() {
+	p.mu.Lock()
+	p.stays = p.timer.Stop() && p.ctx.Err() == nil
+	p.mu.Unlock()
+	if !p.stayed() {
+		p.Fatalf("the story came to its end") // it was broken off just before
+	}
+	<-p.ctx.Done()
+}
+
+func (p *Play) stayed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stays
 }
 
 // perform runs the play and then its cleanups, the last one first. A play that
@@ -134,7 +158,7 @@ func (p *Play) Logf(format string, args ...any) {
 func (p *Play) Errorf(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if errors.Is(p.ctx.Err(), context.DeadlineExceeded) && len(p.why) == 0 {
+	if errors.Is(context.Cause(p.ctx), context.DeadlineExceeded) && len(p.why) == 0 {
 		p.why = append(p.why, fmt.Sprintf("it was over within %s; what it was at:", p.limit))
 	}
 	p.why = append(p.why, strings.TrimSpace(fmt.Sprintf(format, args...)))

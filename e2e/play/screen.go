@@ -154,7 +154,7 @@ func (s *Screen) updaterd(line string) {
 	if level := said["level"]; level != "INFO" {
 		text = level + " " + text
 	}
-	for _, key := range []string{"schedule", "watch", "phase", "verdict", "reason", "detail", "gap", "err"} {
+	for _, key := range []string{"schedule", "watch", "verb", "who", "phase", "verdict", "reason", "detail", "gap", "err"} {
 		value := Short(said[key])
 		if key == "gap" {
 			if d, err := time.ParseDuration(value); err != nil || d == 0 {

@@ -3,11 +3,14 @@ package main
 import (
 	"archive/tar"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -34,6 +37,12 @@ defaults:
     stable: 4s          # how long a new container must stay healthy
 `
 
+// page is what comes behind config where the page is to be seen.
+const page = `api:
+  listen: %s
+  write-tokens: %s
+`
+
 const (
 	repository = "web"
 	// A container must have been put back, or have passed, long before.
@@ -51,18 +60,54 @@ type story struct {
 	web  string // the container's name
 	data string // the volume's
 	port int    // where it serves
+
+	config string
+	page   string // the address of updaterd's page; "" when it is not to be kept
+	token  string // with which one logs in there
 }
 
-// tell performs the story and fails p where something does not hold.
-func tell(p *play.Play) {
-	s := &story{Play: p}
+// tell performs the story and fails p where something does not hold. With keep it
+// ends when it is interrupted.
+func tell(p *play.Play, keep bool) {
+	s := &story{Play: p, config: config}
+	if keep {
+		s.withPage()
+	}
 	s.open()
 	s.runV1()
 	s.startUpdaterd()
 	s.publishV2()
 	s.leaveAlone(s.publishV3())
 	s.history()
+	if keep {
+		s.keep()
+		return
+	}
 	s.close()
+}
+
+// withPage has updaterd serve its page.
+func (s *story) withPage() {
+	s.token = strings.ToLower(rand.Text())
+	file := filepath.Join(s.TempDir(), "write-tokens")
+	s.must(os.WriteFile(file, []byte("you: "+s.token+"\n"), 0o600), "write a token")
+	address := fmt.Sprintf("127.0.0.1:%d", stage.FreePort(s))
+	s.page = "http://" + address + "/"
+	s.config += fmt.Sprintf(page, address, file)
+}
+
+// keep shows the page, and leaves it and all else up until it is interrupted.
+func (s *story) keep() {
+	s.Screen.Act("See for yourself")
+	form, err := stage.Get(s.Context(), s.page)
+	s.must(err, "get the page")
+	s.hold(strings.Contains(form, "Log in"), "the page asks who it is")
+	s.Screen.Say("All of this stays up, and updaterd goes on, until you press Ctrl-C; then it is removed. On its page, let v3 be tried again (Forget), or roll v2 back.")
+	s.Screen.Say("")
+	s.Screen.Fact("log in with", "%s", s.token)
+	s.Screen.Fact("the page", "%s", s.page)
+	s.Stay()
+	s.Screen.Say("")
 }
 
 // open sets the stage.
@@ -72,7 +117,7 @@ func (s *story) open() {
 	s.docker = stage.OpenDocker(s)
 	s.registry = stage.NewRegistry(s, stage.RegistryOptions{})
 	// The engine may be one that others use: their containers are not even seen.
-	s.updaterd = stage.NewUpdaterd(s, s.docker.Scoped(), config)
+	s.updaterd = stage.NewUpdaterd(s, s.docker.Scoped(), s.config)
 
 	s.Screen.Title("updaterd: an update that goes well, and one that does not")
 	engine, err := s.docker.ServerVersion(s.Context())
@@ -135,7 +180,7 @@ func (s *story) missed(client *stage.Gap) stage.GapReport {
 
 func (s *story) startUpdaterd() {
 	s.Screen.Act("updaterd watches it")
-	s.Screen.Command("cat updaterd.yaml", config)
+	s.Screen.Command("cat updaterd.yaml", s.config)
 	s.Screen.Say("")
 	s.Screen.Command("updaterd run --config updaterd.yaml", "")
 	s.daemon = s.updaterd.Start("run")
