@@ -64,14 +64,16 @@ func isPage(path string) (page, anonymous bool) {
 // pagePolicy lets a page load what is ours, and nothing else.
 const pagePolicy = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
+// pages are all of page.html. It is embedded, so one that cannot be read is a defect
+// that every test of this package finds.
+func pages() *template.Template {
+	return template.Must(template.New("").Funcs(template.FuncMap{"short": shortDigest}).ParseFS(files, "page.html"))
+}
+
 // render writes a page. A template that fails is a defect, and shows none of it.
 func (s *Server) render(w http.ResponseWriter, status int, name string, data any) {
-	t, err := template.New("").Funcs(template.FuncMap{"short": shortDigest}).ParseFS(files, "page.html")
 	var page bytes.Buffer
-	if err == nil {
-		err = t.ExecuteTemplate(&page, name, data)
-	}
-	if err != nil {
+	if err := s.pages.ExecuteTemplate(&page, name, data); err != nil {
 		s.options.Log.Error("page cannot be made", "page", name, "err", err)
 		refuse(w, http.StatusInternalServerError, "trouble", "the page cannot be made")
 		return

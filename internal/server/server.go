@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html/template"
 	"io"
 	"log/slog"
 	"mime"
@@ -50,12 +51,13 @@ type Options struct {
 type Server struct {
 	options  Options
 	handler  http.Handler
+	pages    *template.Template
 	sessions sessions
 }
 
 // New returns a Server. It starts nothing.
 func New(o Options) *Server {
-	s := &Server{options: o}
+	s := &Server{options: o, pages: pages()}
 	mux := http.NewServeMux()
 	for _, r := range slices.Concat(s.routes(), s.pageRoutes()) {
 		mux.HandleFunc(r.method+" "+r.path, r.handle)

@@ -415,8 +415,9 @@ func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed 
 
 // lookAt looks once at one side of all parts, and says whether all that is open
 // only waits for copies to be wanted. One part that is not good decides, first of
-// all one whose image is to blame. One that was not healthy before says nothing unless it has another image: an
-// ailing neighbour must not condemn what it lives in.
+// all one whose image is to blame. One that was not healthy before says nothing
+// unless it has another image: an ailing neighbour must not condemn what it lives
+// in.
 func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) (r ruling, waits bool, err error) {
 	all := ruling{verdict: Good}
 	open, waiting := 0, 0
