@@ -18,7 +18,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/stretchr/testify/require"
-	"github.com/updaterd/updaterd/e2e/engine"
+	"github.com/updaterd/updaterd/e2e/program"
 	"github.com/updaterd/updaterd/e2e/stage"
 )
 
@@ -35,7 +35,7 @@ type browser struct {
 
 func newBrowser(t *testing.T, address string) *browser {
 	t.Helper()
-	path, err := engine.Program(t.Context(), "chromium-headless-shell", "chromium-headless-shell", os.Stderr)
+	path, err := program.Get(t.Context(), "chromium-headless-shell", "chromium-headless-shell", os.Stderr)
 	if _, apt := exec.LookPath("apt-get"); err != nil && (apt != nil || os.Geteuid() != 0) {
 		t.Skip("no chromium here, and it cannot be had:", err)
 	}

@@ -30,6 +30,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/updaterd/updaterd/e2e/program"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -70,17 +71,10 @@ type Engine struct {
 	opts  Options
 	slot  int
 	lock  *os.File
-	child *child
-	proxy *child
+	child *program.Child // dockerd; nil when it does not run
+	proxy *program.Child
 	// timers ends checkHealth; nil where the engine checks by itself.
 	timers context.CancelFunc
-}
-
-// child is a dockerd under way; done is closed when it has ended.
-type child struct {
-	proc *os.Process
-	done chan struct{}
-	err  error
 }
 
 // Available says what a private engine lacks on this machine; nil when nothing.
@@ -95,27 +89,14 @@ func Available() error {
 	if kindOf(AtHand) == Podman {
 		needs, pkg = "podman", "podman"
 	}
-	if program(needs) == "" {
+	if program.Path(needs) == "" {
 		return fmt.Errorf("a private engine needs %s: install the package %s (Debian, Ubuntu), or start Docker and set DOCKER_HOST", needs, pkg)
 	}
 	return nil
 }
 
-// sbin is where dockerd and iptables are, which the PATH of a root shell that is
-// no login shell may leave out.
-const sbin = "/usr/local/sbin:/usr/sbin:/sbin"
-
 // dockerd is the path of the program, or empty.
-func dockerd() string { return program("dockerd") }
-
-func program(name string) string {
-	for _, dir := range filepath.SplitList(os.Getenv("PATH") + ":" + sbin) {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path
-		}
-	}
-	return ""
-}
+func dockerd() string { return program.Path("dockerd") }
 
 // Find returns the host of an engine that answers: the one DOCKER_HOST names,
 // or else the one at the default socket. With neither, host is empty.
@@ -262,76 +243,40 @@ func (e *Engine) command() *exec.Cmd {
 	return cmd
 }
 
-// start runs a program of the engine and waits until host answers.
-func (e *Engine) start(ctx context.Context, cmd *exec.Cmd, host string) (*child, error) {
-	name := filepath.Base(cmd.Path)
-	log, err := os.OpenFile(e.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+// start runs a program of the engine and waits until host answers. A program that
+// does not answer in time goes on.
+func (e *Engine) start(ctx context.Context, cmd *exec.Cmd, host string) (*program.Child, error) {
+	cmd.Env = append(cmd.Env, "PATH="+os.Getenv("PATH")+":"+program.Sbin)
+	c, err := program.Start(cmd, e.LogFile(), syscall.SIGTERM)
 	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	cmd.Env = append(cmd.Env, "PATH="+os.Getenv("PATH")+":"+sbin)
-	cmd.Stdout, cmd.Stderr = log, log
-	// Its own process group, so that a Ctrl-C meant for us does not reach it; and
-	// an end with ours, so that a killed test run does not leave it running.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	c := &child{done: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		// Pdeathsig fires when the thread that forked ends, so keep it.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		if err == nil {
-			c.proc = cmd.Process
-		}
-		started <- err
-		if err == nil {
-			c.err = cmd.Wait()
-			close(c.done)
-		}
-	}()
-	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start a private engine: %w", err)
 	}
-
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if Ping(ctx, host) == nil {
-			return c, nil
-		}
-		select {
-		case <-tick.C:
-		case <-c.done:
-			return nil, fmt.Errorf("%s of the private engine ended at once (%v); it said:\n%s", name, c.err, e.LogTail(20))
-		case <-ctx.Done():
-			return c, fmt.Errorf("%s of the private engine does not answer (%w); it said:\n%s", name, context.Cause(ctx), e.LogTail(20))
-		}
+	err = c.Await(ctx, func(ctx context.Context) error { return Ping(ctx, host) })
+	select {
+	case <-c.Done:
+		c = nil
+	default:
 	}
+	if err != nil {
+		return c, fmt.Errorf("start a private engine: %w", err)
+	}
+	return c, nil
 }
 
 // LogFile is where the engine writes what it says.
 func (e *Engine) LogFile() string { return filepath.Join(e.Dir, "log") }
 
 // LogTail returns the last lines that the engine wrote.
-func (e *Engine) LogTail(lines int) string {
-	b, err := os.ReadFile(e.LogFile())
-	if err != nil {
-		return err.Error()
-	}
-	all := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
-	return string(bytes.Join(all[max(0, len(all)-lines):], []byte("\n")))
-}
+func (e *Engine) LogTail(lines int) string { return program.Tail(e.LogFile(), lines) }
 
 // Pid is that of dockerd, or 0 when it does not run.
 func (e *Engine) Pid() int {
 	if e.child == nil {
 		return 0
 	}
-	return e.child.proc.Pid
+	return e.child.Pid
 }
 
 // Kill ends dockerd and its containerd as kill -9 does, and returns when both
@@ -344,7 +289,7 @@ func (e *Engine) Kill() error {
 	if err := e.signal(syscall.SIGKILL); err != nil {
 		return err
 	}
-	<-e.child.done
+	<-e.child.Done
 	e.child = nil
 	// containerd gets its SIGKILL from the kernel when dockerd ends; a new dockerd
 	// that came before that was done would take it for a living one. So it would
@@ -369,7 +314,7 @@ func (e *Engine) Down() error {
 		return err
 	}
 	select {
-	case <-e.child.done:
+	case <-e.child.Done:
 	case <-time.After(4 * shutdownTimeout):
 		return errors.Join(fmt.Errorf("dockerd did not end within %s of SIGTERM", 4*shutdownTimeout), e.Kill())
 	}
@@ -395,7 +340,7 @@ func (e *Engine) signal(s syscall.Signal) error {
 	if e.child == nil {
 		return errors.New("dockerd does not run")
 	}
-	if err := e.child.proc.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := e.child.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	return nil

@@ -3,6 +3,8 @@ package engine
 import (
 	"net/netip"
 	"os/exec"
+
+	"github.com/updaterd/updaterd/e2e/program"
 )
 
 // A Docker that runs on the machine, or once ran, leaves the policy of FORWARD
@@ -23,6 +25,6 @@ func openFirewall(subnet netip.Prefix) {
 func closeFirewall(subnet netip.Prefix) { _ = iptables("-D", subnet) }
 
 func iptables(do string, subnet netip.Prefix) error {
-	return exec.Command(program("iptables"), "--wait", "5", do, "FORWARD",
+	return exec.Command(program.Path("iptables"), "--wait", "5", do, "FORWARD",
 		"--source", subnet.String(), "--destination", subnet.String(), "--jump", "ACCEPT").Run()
 }

@@ -3,18 +3,16 @@ package engine
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/docker/docker/client"
-	"golang.org/x/sys/unix"
+	"github.com/updaterd/updaterd/e2e/program"
 )
 
 // Kind is a sort of engine.
@@ -85,17 +83,21 @@ func About(ctx context.Context, host string) (string, error) {
 func Get(ctx context.Context, k Kind, sources string, out io.Writer) (bin string, err error) {
 	switch k {
 	case AtHand:
-		return "", install(ctx, "dockerd", "docker.io", out)
+		_, err := program.Get(ctx, "dockerd", "docker.io", out)
+		return "", err
 	case Docker20:
 		return "", want(ctx, "20.10.", out)
 	case Proxied:
 		if err := want(ctx, "20.10.", out); err != nil {
 			return "", err
 		}
-		return "", install(ctx, "haproxy", "haproxy", out)
+		_, err := program.Get(ctx, "haproxy", "haproxy", out)
+		return "", err
 	case Podman:
 		// catatonit is the init of its containers.
-		return "", errors.Join(install(ctx, "podman", "podman", out), install(ctx, "catatonit", "catatonit", out))
+		_, err := program.Get(ctx, "podman", "podman", out)
+		_, initErr := program.Get(ctx, "catatonit", "catatonit", out)
+		return "", errors.Join(err, initErr)
 	case Docker29:
 		return built(ctx, sources, out)
 	}
@@ -104,7 +106,7 @@ func Get(ctx context.Context, k Kind, sources string, out io.Writer) (bin string
 
 // want makes sure that the dockerd on PATH is of this version.
 func want(ctx context.Context, version string, out io.Writer) error {
-	if err := install(ctx, "dockerd", "docker.io", out); err != nil {
+	if _, err := program.Get(ctx, "dockerd", "docker.io", out); err != nil {
 		return err
 	}
 	said, err := exec.CommandContext(ctx, dockerd(), "--version").Output()
@@ -120,7 +122,7 @@ func want(ctx context.Context, version string, out io.Writer) error {
 // module is one of the nested modules that pin sources. Its tools are programs.
 type module struct {
 	name string
-	// cgo: runc enters namespaces in C.
+	// cgo: runc enters namespaces in C, and needs gcc and libc6-dev.
 	cgo   bool
 	tags  string
 	flags string // of the linker
@@ -136,136 +138,37 @@ func built(ctx context.Context, sources string, out io.Writer) (string, error) {
 		{name: "containerd", tags: "netgo osusergo no_btrfs no_zfs no_devmapper no_cri", flags: "-s -w"},
 		{name: "moby", tags: "netgo osusergo", flags: "-s -w", path: "github.com/moby/moby/v2", version: "github.com/moby/moby/v2/dockerversion.Version"},
 	}
-	cache, err := Cache("engines")
-	if err != nil {
-		return "", err
-	}
-	// What was built from the same sources in the same way is the same.
-	key := sha256.New()
-	fmt.Fprintln(key, runtime.Version(), runtime.GOARCH)
+	from := program.Sources{How: fmt.Sprint(modules)}
 	for _, m := range modules {
-		fmt.Fprintln(key, m)
-		for _, file := range []string{"go.mod", "go.sum"} {
-			b, err := os.ReadFile(filepath.Join(sources, m.name, file))
-			if err != nil {
-				return "", fmt.Errorf("find the sources of Docker: %w", err)
+		from.Files = append(from.Files, m.in(sources).Pins()...)
+	}
+	return program.Built(ctx, "engines", "docker-"+string(Docker29), from, out, func(ctx context.Context, into string) error {
+		for _, m := range modules {
+			if err := m.build(ctx, m.in(sources), into); err != nil {
+				return fmt.Errorf("%s: %w", m.name, err)
 			}
-			key.Write(b)
 		}
-	}
-	bin := filepath.Join(cache, fmt.Sprintf("%s-%x", Docker29, key.Sum(nil)[:8]))
+		return nil
+	})
+}
 
-	lock, err := os.OpenFile(filepath.Join(cache, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return "", err
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return "", fmt.Errorf("wait for another build: %w", err)
-	}
-	if _, err := os.Stat(bin); err == nil {
-		return bin, nil
-	}
-	fmt.Fprintln(out, "engine: building Docker, containerd and runc, some minutes, kept in", bin)
-	fresh, err := os.MkdirTemp(cache, "building-*")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(fresh)
-	for _, m := range modules {
-		if err := m.build(ctx, filepath.Join(sources, m.name), fresh); err != nil {
-			return "", fmt.Errorf("build %s (it needs the Go module proxy; runc needs gcc and libc6-dev): %w", m.name, err)
-		}
-	}
-	if err := os.Chmod(fresh, 0o755); err != nil {
-		return "", err
-	}
-	return bin, os.Rename(fresh, bin)
+// in is the module below the directory with all of them.
+func (m module) in(sources string) program.Module {
+	return program.Module{Dir: filepath.Join(sources, m.name), Cgo: m.cgo}
 }
 
 // build puts the module's tools into a directory.
-func (m module) build(ctx context.Context, source, into string) error {
-	run := func(args ...string) (string, error) {
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cgo := "CGO_ENABLED=0"
-		if m.cgo {
-			cgo = "CGO_ENABLED=1"
-		}
-		var out, problems bytes.Buffer
-		cmd.Dir, cmd.Stdout, cmd.Stderr = source, &out, &problems
-		cmd.Env = append(os.Environ(), cgo, "GOFLAGS=-buildvcs=false -mod=readonly", "GOWORK=off")
-		if err := cmd.Run(); err != nil {
-			return "", fmt.Errorf("go %s: %w\n%s", args[0], err, problems.Bytes())
-		}
-		return strings.TrimSpace(out.String()), nil
-	}
+func (m module) build(ctx context.Context, from program.Module, into string) error {
 	flags := m.flags
 	if m.version != "" {
-		v, err := run("list", "-m", "-f", "{{.Version}}", m.path)
+		v, err := from.Go(ctx, "list", "-m", "-f", "{{.Version}}", m.path)
 		if err != nil {
 			return err
 		}
 		flags += " -X " + m.version + "=" + strings.TrimPrefix(v, "v")
 	}
-	_, err := run("build", "-trimpath", "-tags", m.tags, "-ldflags", flags, "-o", into+"/", "tool")
+	_, err := from.Go(ctx, "build", "-trimpath", "-tags", m.tags, "-ldflags", flags, "-o", into+"/", "tool")
 	return err
-}
-
-// Cache makes the directory of this name for large programs that are built once
-// on a machine: below updaterd in $UPDATERD_CACHE, or in the user's cache.
-func Cache(name string) (string, error) {
-	base := os.Getenv("UPDATERD_CACHE")
-	if base == "" {
-		var err error
-		if base, err = os.UserCacheDir(); err != nil {
-			return "", fmt.Errorf("find a place for what is built: set UPDATERD_CACHE: %w", err)
-		}
-	}
-	dir := filepath.Join(base, "updaterd", name)
-	return dir, os.MkdirAll(dir, 0o755)
-}
-
-// Program is where a program is, which is got from its Debian package if it is
-// missing and that can be.
-func Program(ctx context.Context, name, pkg string, out io.Writer) (string, error) {
-	if err := install(ctx, name, pkg, out); err != nil {
-		return "", err
-	}
-	return program(name), nil
-}
-
-// install gets a program from its Debian package if it is missing. What is
-// installed does not start a service of its own.
-func install(ctx context.Context, name, pkg string, out io.Writer) error {
-	if program(name) != "" {
-		return nil
-	}
-	_, err := exec.LookPath("apt-get")
-	if err != nil || os.Geteuid() != 0 {
-		return fmt.Errorf("%s is missing and cannot be installed (that needs root and apt-get): install it, or start Docker, or set DOCKER_HOST", name)
-	}
-	fmt.Fprintln(out, "engine: installing the package", pkg)
-	// The documented way to keep a package's services from starting.
-	const policy = "/usr/sbin/policy-rc.d"
-	if _, err := os.Lstat(policy); errors.Is(err, os.ErrNotExist) {
-		if err := os.WriteFile(policy, []byte("#!/bin/sh\nexit 101\n"), 0o755); err != nil {
-			return err
-		}
-		defer os.Remove(policy)
-	}
-	var output bytes.Buffer
-	apt := func(args ...string) error {
-		cmd := exec.CommandContext(ctx, "apt-get", args...)
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		cmd.Stdout, cmd.Stderr = &output, &output
-		return cmd.Run()
-	}
-	// An update that fails may still leave lists that know the package.
-	updateErr := apt("-q", "update")
-	if err := apt("-qy", "--no-install-recommends", "install", pkg); err != nil {
-		return fmt.Errorf("install %s: %w\n%s", pkg, errors.Join(err, updateErr), output.Bytes())
-	}
-	return nil
 }
 
 // kindOf is the kind to start where the options say nothing.

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"github.com/updaterd/updaterd/e2e/program"
 )
 
 // Podman has no directory for everything, nor a daemon that all depends on: each
@@ -70,7 +72,7 @@ default_subnet_pools = [{base = %q, size = 27}]
 
 // podman is a command of the Podman in dir.
 func podman(ctx context.Context, dir string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, program("podman"), args...)
+	cmd := exec.CommandContext(ctx, program.Path("podman"), args...)
 	cmd.Env = append(os.Environ(),
 		"CONTAINERS_CONF="+filepath.Join(dir, podmanConf),
 		"CONTAINERS_STORAGE_CONF="+filepath.Join(dir, podmanStorage),

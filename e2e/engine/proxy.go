@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"github.com/updaterd/updaterd/e2e/program"
 )
 
 // AllowedEnv names the page with the list of what the proxy of the kind Proxied
@@ -31,7 +33,7 @@ func (e *Engine) launchProxy(ctx context.Context) error {
 		return err
 	}
 	e.Front = "unix://" + socket
-	cmd := exec.Command(program("haproxy"), "-db", "-f", file)
+	cmd := exec.Command(program.Path("haproxy"), "-db", "-f", file)
 	cmd.Env = os.Environ()
 	e.proxy, err = e.start(ctx, cmd, e.Front)
 	return err

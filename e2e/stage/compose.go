@@ -3,14 +3,9 @@ package stage
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -20,7 +15,7 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/stretchr/testify/require"
-	"github.com/updaterd/updaterd/e2e/engine"
+	"github.com/updaterd/updaterd/e2e/program"
 )
 
 // Compose is a project of the real Docker Compose on an engine: a directory with
@@ -173,34 +168,12 @@ func ComposeBin() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir = filepath.Join(dir, "compose")
-	cache, err := engine.Cache("compose")
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.New()
-	fmt.Fprintln(sum, runtime.Version(), runtime.GOARCH)
-	for _, name := range []string{"go.mod", "go.sum"} {
-		b, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			return "", err
-		}
-		sum.Write(b)
-	}
-	out := filepath.Join(cache, "docker-compose-"+hex.EncodeToString(sum.Sum(nil)[:8]))
-	if _, err := os.Stat(out); err == nil || !errors.Is(err, os.ErrNotExist) {
-		return out, err
-	}
-	fmt.Fprintln(os.Stderr, "building Docker Compose, which takes minutes, once:", out)
-	// Two processes may build it at once: what has the name is whole.
-	half, err := os.MkdirTemp(cache, "building-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(half)
-	built := filepath.Join(half, "docker-compose")
-	if err := goBuild(built, "github.com/docker/compose/v2/cmd", func() (string, error) { return dir, nil }); err != nil {
-		return "", err
-	}
-	return out, os.Rename(built, out)
+	from := program.Module{Dir: filepath.Join(dir, "compose")}
+	const main = "github.com/docker/compose/v2/cmd"
+	bin, err := program.Built(context.Background(), "compose", "docker-compose", program.Sources{Files: from.Pins()}, os.Stderr,
+		func(ctx context.Context, into string) error {
+			_, err := from.Go(ctx, "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(into, "docker-compose"), main)
+			return err
+		})
+	return filepath.Join(bin, "docker-compose"), err
 }

@@ -17,7 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/updaterd/updaterd/e2e/engine"
+	"github.com/updaterd/updaterd/e2e/program"
 	"github.com/updaterd/updaterd/e2e/stage"
 )
 
@@ -47,7 +47,7 @@ func tools(t *testing.T) {
 // system is the directory of a Debian with systemd, made once on a machine.
 func system(t *testing.T) string {
 	t.Helper()
-	cache, err := engine.Cache("systemd")
+	cache, err := program.Cache("systemd")
 	require.NoError(t, err)
 	dir := filepath.Join(cache, "bookworm")
 	if _, err := os.Stat(dir); err == nil {

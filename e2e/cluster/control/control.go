@@ -7,7 +7,6 @@
 package control
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/updaterd/updaterd/e2e/program"
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -58,14 +58,7 @@ type Plane struct {
 	etcd     string
 	peer     string
 	port     string
-	children map[string]*child
-}
-
-// child is a component under way; done is closed when it has ended.
-type child struct {
-	process *os.Process
-	done    chan struct{}
-	err     error
+	children map[string]*program.Child
 }
 
 // Start runs a new control plane and returns when it is of use: the API server
@@ -80,7 +73,7 @@ func Start(ctx context.Context, programs Programs) (*Plane, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plane{Dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig"), Programs: programs, children: map[string]*child{}}
+	p := &Plane{Dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig"), Programs: programs, children: map[string]*program.Child{}}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if err := p.prepare(); err != nil {
@@ -210,77 +203,33 @@ func (p *Plane) startControllers(ctx context.Context) error {
 func (p *Plane) KillServer() { p.kill("kube-apiserver") }
 
 func (p *Plane) kill(component string) {
-	c := p.children[component]
-	if c == nil {
-		return
+	if c := p.children[component]; c != nil {
+		c.End()
+		delete(p.children, component)
 	}
-	_ = c.process.Kill() // It may have ended already.
-	<-c.done
-	delete(p.children, component)
 }
 
 // LogTail returns the last lines that a component wrote.
 func (p *Plane) LogTail(component string, lines int) string {
-	b, err := os.ReadFile(p.file(component + ".log"))
-	if err != nil {
-		return err.Error()
-	}
-	all := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
-	return string(bytes.Join(all[max(0, len(all)-lines):], []byte("\n")))
+	return program.Tail(p.file(component+".log"), lines)
 }
 
 // start runs a component and waits until it is ready, when that can be asked.
 func (p *Plane) start(ctx context.Context, component string, ready func(context.Context) error, args ...string) error {
-	log, err := os.OpenFile(p.file(component+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
 	cmd := exec.Command(p.Programs.Kubernetes(), append([]string{component}, args...)...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = p.Dir, log, log
-	// Its own process group, so that a Ctrl-C meant for us does not reach it; and an
-	// end with ours, so that a killed test run does not leave it running.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	c := &child{done: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		// Pdeathsig fires when the thread that forked ends, so keep it.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		if err == nil {
-			c.process = cmd.Process
-		}
-		started <- err
-		if err == nil {
-			c.err = cmd.Wait()
-			close(c.done)
-		}
-	}()
-	if err := <-started; err != nil {
+	cmd.Dir = p.Dir
+	c, err := program.Start(cmd, p.file(component+".log"), syscall.SIGKILL)
+	if err != nil {
 		return err
 	}
 	p.children[component] = c
 	if ready == nil {
 		return nil
 	}
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		once, cancel := context.WithTimeout(ctx, 5*time.Second)
-		last := ready(once)
-		cancel()
-		if last == nil {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-c.done:
-			return fmt.Errorf("%s ended at once (%v); it said:\n%s", component, c.err, p.LogTail(component, 20))
-		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready (%w, %v); it said:\n%s", component, context.Cause(ctx), last, p.LogTail(component, 20))
-		}
+	if err := c.Await(ctx, ready); err != nil {
+		return fmt.Errorf("%s: %w", component, err)
 	}
+	return nil
 }
 
 // Stop ends everything and removes every trace. It may be called twice.
