@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -128,11 +129,7 @@ func (h *Host) imageAsPulled(ctx context.Context, ref string) (*image.InspectRes
 		h.log.Debug("engine does not tell where an image is from", "image", ref, "err", err)
 		return img, nil
 	}
-	if is.Identity != nil {
-		img.RepoDigests = slices.DeleteFunc(img.RepoDigests, func(d string) bool {
-			return !slices.ContainsFunc(is.Identity.Pull, func(p origination) bool { return p.Repository == repositoryOf(d) })
-		})
-	}
+	img.RepoDigests = is.Identity.given(img.RepoDigests)
 	return img, nil
 }
 
@@ -142,12 +139,37 @@ const identityAPI = "1.53"
 // identityLimit bounds the wait for it.
 const identityLimit = 10 * time.Second
 
-// identified is where an image is from.
-type identified struct{ Pull []origination }
+// identified is where an image is from: the repositories that it was pulled from or
+// pushed to, and the builds that made it.
+type identified struct {
+	Pull  []struct{ Repository string }
+	Build []struct{ Ref string }
+}
 
-// origination is a repository, with its registry, that an image was pulled from or
-// pushed to.
-type origination struct{ Repository string }
+// given are those of an image's digests that a registry gave it. Of an image that
+// was loaded, or taken over from another store, nothing is known: then it is all.
+func (is *identified) given(digests []string) []string {
+	if is == nil || len(is.Pull) == 0 && len(is.Build) == 0 {
+		return digests
+	}
+	return slices.DeleteFunc(digests, func(d string) bool {
+		told := toldOf(d)
+		return told != "" && !slices.ContainsFunc(is.Pull, func(p struct{ Repository string }) bool { return p.Repository == told })
+	})
+}
+
+// toldOf is how an engine that keeps images in containerd names the repository of a
+// reference as the one that an image is from. containerd notes the registry without
+// its port, and what the engine then reads may be a repository of Docker Hub
+// (registry:5000/web becomes docker.io/registry/web), or none ("": it is not told).
+func toldOf(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ""
+	}
+	registry := url.URL{Host: reference.Domain(named)}
+	return repositoryOf(registry.Hostname() + "/" + reference.Path(named))
+}
 
 func (h *Host) tag(ctx context.Context, id, ref string) error {
 	ctx, cancel := context.WithTimeout(ctx, changeLimit)

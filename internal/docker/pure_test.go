@@ -2,6 +2,7 @@ package docker
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -133,6 +134,43 @@ func TestWhatToDoAboutAContainerThatDoesNotRun(t *testing.T) {
 	require.Contains(t, notRunning(container.StateRestarting), "it is restarting: ")
 	require.Equal(t, "it is exited: start it to have it updated", notRunning(container.StateExited))
 	require.Equal(t, "it is created: start it to have it updated", notRunning(container.StateCreated))
+}
+
+// As Docker 29 answers, by what containerd noted.
+func TestWhichDigestsARegistryGave(t *testing.T) {
+	for _, tt := range []struct {
+		name, identity string
+		digests, want  []string
+	}{
+		{"from Docker Hub", `{"Pull":[{"Repository":"docker.io/library/nginx"}]}`, []string{"nginx@d"}, []string{"nginx@d"}},
+		{"from another registry", `{"Pull":[{"Repository":"ghcr.io/acme/web"}]}`, []string{"ghcr.io/acme/web@d"}, []string{"ghcr.io/acme/web@d"}},
+		{"its port is not told", `{"Pull":[{"Repository":"registry.example.com/acme/web"}]}`,
+			[]string{"registry.example.com:5000/acme/web@d"}, []string{"registry.example.com:5000/acme/web@d"}},
+		{"by its address", `{"Pull":[{"Repository":"127.0.0.1/web"}]}`, []string{"127.0.0.1:5000/web@d"}, []string{"127.0.0.1:5000/web@d"}},
+		{"by a name that looks like a user's of Docker Hub", `{"Pull":[{"Repository":"docker.io/registry/web"}]}`,
+			[]string{"registry:5000/web@d"}, []string{"registry:5000/web@d"}},
+		{"by an address that is not told", `{"Build":[{"Ref":"x"}]}`, []string{"[::1]:5000/web@d"}, []string{"[::1]:5000/web@d"}},
+		{"tagged here under another name", `{"Pull":[{"Repository":"docker.io/library/nginx"}]}`,
+			[]string{"nginx@d", "ghcr.io/acme/nginx@d"}, []string{"nginx@d"}},
+		{"built here", `{"Build":[{"Ref":"x"}]}`, []string{"acme/web@d"}, []string{}},
+		{"built here and pushed", `{"Build":[{"Ref":"x"}],"Pull":[{"Repository":"docker.io/acme/web"}]}`, []string{"acme/web@d"}, []string{"acme/web@d"}},
+		{"nothing is known", `null`, []string{"acme/web@d"}, []string{"acme/web@d"}},
+		{"only who signed it", `{"Signature":[{}]}`, []string{"acme/web@d"}, []string{"acme/web@d"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var is *identified
+			require.NoError(t, json.Unmarshal([]byte(tt.identity), &is))
+			d := "@sha256:" + strings.Repeat("0", 64)
+			whole := func(digests []string) []string {
+				all := []string{}
+				for _, s := range digests {
+					all = append(all, strings.TrimSuffix(s, "@d")+d)
+				}
+				return all
+			}
+			require.Equal(t, whole(tt.want), is.given(whole(tt.digests)))
+		})
+	}
 }
 
 func TestErrorsInsideAPullStream(t *testing.T) {
