@@ -565,6 +565,17 @@ func TestStopped(t *testing.T) {
 	})
 }
 
+// TestNobodyReadsWhatItPrints: the pager was left, or the journal of systemd broke.
+// It may not end in the midst of a swap, with nothing in service.
+func TestNobodyReadsWhatItPrints(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, start{policy: "always"})
+	digest := r.push("latest", stage.Image{Version: "v2"})
+	require.Equal(t, 1, r.u.Unread("run", "--once"), "it could not print its rows")
+	r.updated("v2", digest)
+	require.Equal(t, 1, r.u.Unread("history"))
+}
+
 // TestMoreThanOneAtOnce: independent changes go on side by side, and one bad
 // one does not hinder the others.
 func TestMoreThanOneAtOnce(t *testing.T) {

@@ -48,6 +48,10 @@ func main() {
 	context.AfterFunc(ctx, stop)
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
+	// Whoever reads what is printed may go away: a head, a pager, systemd's journal.
+	// Unasked for, the signal would end the process in the midst of an effect; like
+	// this the write fails, and nothing else.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
 	p := program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ(), version: version, hangups: hangups}
 	os.Exit(p.main(ctx, os.Args[1:]))

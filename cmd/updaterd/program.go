@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,6 +57,8 @@ func (p program) main(ctx context.Context, args []string) int {
 		return exitFine
 	case errors.Is(err, errTrouble):
 		return exitTrouble
+	case unread(err):
+		return exitTrouble
 	}
 	if problems, ok := errors.AsType[config.Problems](err); ok {
 		// Each line begins with the file and the line, as editors understand it.
@@ -66,6 +70,14 @@ func (p program) main(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	return exitTrouble
+}
+
+// unread reports whether a command only failed because nobody reads any more what it
+// prints, as in "updaterd history | head -1", of which no more is to be said. A
+// connection that broke is another error.
+func unread(err error) bool {
+	file, ok := errors.AsType[*fs.PathError](err)
+	return ok && file.Op == "write" && errors.Is(file.Err, syscall.EPIPE)
 }
 
 // shared are the flags of every command.

@@ -102,6 +102,26 @@ func (u *Updaterd) Run(args ...string) Result {
 	return r
 }
 
+// Unread runs a command of which nobody reads what it prints any more, as after
+// "updaterd ... 2>&1 | head -1", and returns its exit code, -1 after a signal.
+func (u *Updaterd) Unread(args ...string) int {
+	u.t.Helper()
+	ctx, cancel := context.WithTimeout(u.t.Context(), u.Timeout)
+	defer cancel()
+	r, w, err := os.Pipe()
+	require.NoError(u.t, err)
+	require.NoError(u.t, r.Close())
+	defer w.Close()
+	cmd := u.command(ctx, args)
+	cmd.Stdout, cmd.Stderr = w, w
+	var exit *exec.ExitError
+	if err := cmd.Run(); !errors.As(err, &exit) {
+		require.NoError(u.t, err)
+	}
+	require.NoError(u.t, ctx.Err(), "updaterd %s did not end", strings.Join(args, " "))
+	return cmd.ProcessState.ExitCode()
+}
+
 // Daemon is an updaterd that runs beside the test.
 type Daemon struct {
 	Pid  int
