@@ -32,9 +32,28 @@ type steered struct {
 	*rig
 	daemon  *stage.Daemon
 	address string
+	// client and scheme are how it is reached over TCP.
+	client *http.Client
+	scheme string
 }
 
 func newSteered(t *testing.T) *steered {
+	t.Helper()
+	s := newSteerable(t, "")
+	s.steer()
+	return s
+}
+
+// steer starts the daemon.
+func (s *steered) steer() {
+	s.t.Helper()
+	s.daemon = s.u.Start("run")
+	s.daemon.WaitLog("pass over", 30*time.Second)
+}
+
+// newSteerable is one whose daemon has yet to be started; more goes below its
+// configuration, which ends with api.
+func newSteerable(t *testing.T, more string) *steered {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -57,16 +76,14 @@ api:
   listen: %s
   read-tokens: %s/read
   write-tokens: %s/write
-`, dir, address, dir, dir)})
-	s := &steered{rig: r, daemon: r.u.Start("run"), address: address}
-	s.daemon.WaitLog("pass over", 30*time.Second)
-	return s
+%s`, dir, address, dir, dir, more)})
+	return &steered{rig: r, address: address, client: http.DefaultClient, scheme: "http"}
 }
 
 // call makes a request over TCP and returns the status and the body.
 func (s *steered) call(method, path, token, body string, edits ...func(*http.Request)) (int, string) {
 	s.t.Helper()
-	r, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.address+path, strings.NewReader(body))
+	r, err := http.NewRequestWithContext(s.t.Context(), method, s.scheme+"://"+s.address+path, strings.NewReader(body))
 	require.NoError(s.t, err)
 	if token != "" {
 		r.Header.Set("Authorization", "Bearer "+token)
@@ -77,7 +94,7 @@ func (s *steered) call(method, path, token, body string, edits ...func(*http.Req
 	for _, edit := range edits {
 		edit(r)
 	}
-	answer, err := http.DefaultClient.Do(r)
+	answer, err := s.client.Do(r)
 	require.NoError(s.t, err)
 	defer answer.Body.Close()
 	text, err := io.ReadAll(answer.Body)
@@ -114,10 +131,10 @@ func (s *steered) reason(want string) {
 // events connects to the stream and returns its lines.
 func (s *steered) events(ctx context.Context) (*bufio.Reader, io.Closer) {
 	s.t.Helper()
-	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+s.address+"/v1/events", nil)
+	r, err := http.NewRequestWithContext(ctx, "GET", s.scheme+"://"+s.address+"/v1/events", nil)
 	require.NoError(s.t, err)
 	r.Header.Set("Authorization", "Bearer "+readToken)
-	answer, err := http.DefaultClient.Do(r)
+	answer, err := s.client.Do(r)
 	require.NoError(s.t, err)
 	require.Equal(s.t, 200, answer.StatusCode)
 	return bufio.NewReader(answer.Body), answer.Body

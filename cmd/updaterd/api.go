@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,13 +57,10 @@ func (w *wiring) api(c config.API) (end func(), err error) {
 		serving.Wait()
 	}
 	if c.Listen != "" {
-		l, err := net.Listen("tcp", c.Listen)
-		if err == nil && c.TLS.Cert != "" {
-			l, err = withTLS(l, c.TLS)
-		}
+		l, err := listenTCP("api.listen", c.Listen, c.TLS, w.log)
 		if err != nil {
 			cancel()
-			return nil, fmt.Errorf("api.listen: %w; name an address of this machine that is free, or none", err)
+			return nil, err
 		}
 		serving.Go(func() { serve(l, "api.listen") })
 	}
@@ -100,14 +96,6 @@ func (w *wiring) api(c config.API) (end func(), err error) {
 // socketPause is the pause before a socket that another process holds, such as the
 // daemon that this one is about to replace, is tried again.
 const socketPause = 2 * time.Second
-
-func withTLS(l net.Listener, t config.TLS) (net.Listener, error) {
-	pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2", "http/1.1"}}), nil
-}
 
 // listenUnix makes a socket that its owner and group may open. What a process left
 // there that was killed is replaced, and one that is served is not.

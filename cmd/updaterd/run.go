@@ -130,7 +130,7 @@ func (p program) serve(ctx context.Context, cfg *config.Config, file string, cha
 	log.Info("updaterd starts", "version", p.version, "config", file, "state", cfg.State, "schedule", cfg.Schedule.String(), "watch", cfg.Watch)
 
 	if w.metrics != nil {
-		end, err := listen("metrics.listen", cfg.Metrics, w.metrics.Handler(w.updater.Glance), log)
+		end, err := listen("metrics.listen", cfg.Metrics, config.TLS{}, w.metrics.Handler(w.updater.Glance), log)
 		if err != nil {
 			return nil, err
 		}
@@ -145,7 +145,7 @@ func (p program) serve(ctx context.Context, cfg *config.Config, file string, cha
 
 	if cfg.Webhooks.Listen != "" {
 		h := webhook.New(senders(cfg.Webhooks), log)
-		end, err := listen("webhooks.listen", cfg.Webhooks.Listen, h, log)
+		end, err := listen("webhooks.listen", cfg.Webhooks.Listen, cfg.Webhooks.TLS, h, log)
 		if err != nil {
 			return nil, err
 		}

@@ -50,13 +50,7 @@ func (a *API) settle(d *document, merged map[string]written, state string, vars 
 	problem := func(key, format string, args ...any) {
 		d.problems = append(d.problems, merged[key].from.problem(fmt.Errorf(format, args...)))
 	}
-	path := func(key string, p *string) {
-		if w := merged[key]; *p != "" && w.from.line > 0 {
-			*p = d.beside(*p)
-			w.text = *p
-			merged[key] = w
-		}
-	}
+	path := func(key string, p *string) { settlePath(d, merged, key, p) }
 	switch a.Socket {
 	case "auto":
 		a.Fallback = true
@@ -75,17 +69,7 @@ func (a *API) settle(d *document, merged map[string]written, state string, vars 
 			problem("api.socket", "%s is longer than the %d bytes that the path of a socket may have; name a shorter one", a.Socket, longestSocket)
 		}
 	}
-	path("api.tls.cert", &a.TLS.Cert)
-	path("api.tls.key", &a.TLS.Key)
-	switch {
-	case a.TLS.Cert == "" && a.TLS.Key == "":
-	case a.TLS.Key == "":
-		problem("api.tls.cert", "needs api.tls.key; name the key of the certificate")
-	case a.TLS.Cert == "":
-		problem("api.tls.key", "needs api.tls.cert; name the certificate of the key")
-	default:
-		d.checkPair(merged["api.tls.cert"].from, merged["api.tls.key"].from, a.TLS)
-	}
+	a.TLS.settle(d, merged, "api.tls")
 	tokens := map[[sha256.Size]byte]bool{}
 	for _, f := range []struct {
 		key   string
@@ -134,6 +118,31 @@ func (a *API) settle(d *document, merged map[string]written, state string, vars 
 	}
 	if len(a.Tokens) == 0 {
 		problem("api.listen", "%s is reached from elsewhere, and nobody would need a token; write api.read-tokens or api.write-tokens, or listen on 127.0.0.1", a.Listen)
+	}
+}
+
+// settle checks the pair that a listener answers with, whose keys are below section.
+func (t *TLS) settle(d *document, merged map[string]written, section string) {
+	cert, key := section+".cert", section+".key"
+	settlePath(d, merged, cert, &t.Cert)
+	settlePath(d, merged, key, &t.Key)
+	switch {
+	case t.Cert == "" && t.Key == "":
+	case t.Key == "":
+		d.problems = append(d.problems, merged[cert].from.problem(fmt.Errorf("needs %s; name the key of the certificate", key)))
+	case t.Cert == "":
+		d.problems = append(d.problems, merged[key].from.problem(fmt.Errorf("needs %s; name the certificate of the key", cert)))
+	default:
+		d.checkPair(merged[cert].from, merged[key].from, *t)
+	}
+}
+
+// settlePath has a path of the file begin where the file is.
+func settlePath(d *document, merged map[string]written, key string, p *string) {
+	if w := merged[key]; *p != "" && w.from.line > 0 {
+		*p = d.beside(*p)
+		w.text = *p
+		merged[key] = w
 	}
 }
 

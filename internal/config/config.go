@@ -157,6 +157,7 @@ func load(d *document, data []byte, environ []string) (*Config, error) {
 		merged["state"] = w
 	}
 	c.API.settle(d, merged, c.State, vars)
+	c.Webhooks.settle(d, merged)
 	for _, k := range top {
 		c.show(k.name, merged[k.name], k.secret)
 	}

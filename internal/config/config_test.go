@@ -310,6 +310,8 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"one place twice", "notify:\n  - url: 'http://a'\n  - url: 'http://a'", `:3: notify[1]: has the address of another (notify[0]); keep one, or give them names`},
 		{"webhooks from nobody", "webhooks: {listen: '127.0.0.1:1'}", `: webhooks.listen: has nobody to listen to; list who may post there below webhooks.senders, or remove it`},
 		{"webhooks on nothing", "webhooks:\n  listen: here\n  senders: []", `:2: webhooks.listen: "here" is no address to listen on; write host and port, such as 127.0.0.1:9713, or nothing to turn it off`},
+		{"half a certificate for webhooks", "webhooks: {listen: 'localhost:1', tls: {key: a}, senders: [{name: hub, kind: ghcr, secret-file: long}]}", `:1: webhooks.tls.key: needs webhooks.tls.cert; name the certificate of the key`},
+		{"a certificate for no webhooks", "webhooks: {tls: {cert: a}}", ":1: webhooks.tls.cert: needs webhooks.tls.key; name the key of the certificate\nFILE:1: webhooks.tls.cert: means nothing without webhooks.listen; write an address to listen on, or remove it"},
 		{"a sender that proves nothing", "webhooks:\n  senders:\n    - {name: hub, kind: docker-hub}", `:3: webhooks.senders[0].secret-file: is not there; name the file that holds what it proves itself by; nobody is believed without`},
 		{"a sender of no kind", "webhooks: {senders: [{name: hub, kind: hub, secret-file: long}]}", `:1: webhooks.senders[0].kind: "hub" is not a choice; write one of docker-hub, ghcr, harbor, gitea, distribution`},
 		{"a sender's secret in the file", "webhooks: {senders: [{name: hub, kind: ghcr, secret: x, secret-file: long}]}", `:1: webhooks.senders[0].secret: does not belong in this file; put the secret in a file of its own and name that with secret-file`},

@@ -127,6 +127,8 @@ func fileKeys() []key[Config] {
 		without("api.read-tokens", readPath, func(c *c) *string { return &c.API.readTokens }),
 		without("api.write-tokens", readPath, func(c *c) *string { return &c.API.writeTokens }),
 		with("webhooks.listen", "", readListen, func(c *c) *string { return &c.Webhooks.Listen }),
+		without("webhooks.tls.cert", readPath, func(c *c) *string { return &c.Webhooks.TLS.Cert }),
+		without("webhooks.tls.key", readPath, func(c *c) *string { return &c.Webhooks.TLS.Key }),
 		with("metrics.listen", "", readListen, func(c *c) *string { return &c.Metrics }),
 	}
 }

@@ -78,7 +78,16 @@ type Notify struct {
 // Webhooks say where registries may tell us of pushes, and which may.
 type Webhooks struct {
 	Listen  string // "" is nowhere
+	TLS     TLS    // cert and key
 	Senders []Sender
+}
+
+// settle checks what the keys of webhooks say together.
+func (w *Webhooks) settle(d *document, merged map[string]written) {
+	w.TLS.settle(d, merged, "webhooks.tls")
+	if cert := merged["webhooks.tls.cert"]; w.Listen == "" && w.TLS.Cert != "" {
+		d.problems = append(d.problems, cert.from.problem(errors.New("means nothing without webhooks.listen; write an address to listen on, or remove it")))
+	}
 }
 
 // Sender is a registry that may tell us of pushes.
