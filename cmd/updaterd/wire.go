@@ -117,7 +117,9 @@ func (p program) wireCluster(w *wiring, k config.Kubernetes) error {
 	conn.REST.UserAgent = "updaterd/" + w.version
 	cluster, err := kube.New(kube.Options{
 		Name: k.Name, REST: conn.REST, Namespaces: k.Namespaces, Selector: k.Selector, Log: log,
-		Resolve: func(ctx context.Context, ref string) (string, error) { return w.registry.Load().Resolve(ctx, ref) },
+		Resolve: func(ctx context.Context, ref string, by updater.Logins) (string, error) {
+			return w.registry.Load().As(by).Resolve(ctx, ref)
+		},
 	})
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -160,7 +161,7 @@ func TestTheShippedRights(t *testing.T) {
 	c := rig.Own(t)
 	c.Kubectl(t, "", "apply", "-k", manifests)
 	s := c.NewSpace(t)
-	for _, dir := range []string{"watch", "overlays/delete", "overlays/jobs"} {
+	for _, dir := range []string{"watch", "overlays/delete", "overlays/jobs", "overlays/secrets"} {
 		s.Kubectl("apply", "-k", filepath.Join(manifests, dir))
 	}
 	way := s.ThroughAs(token(t, c, "updaterd", "updaterd"), rig.Hooks{})
@@ -168,7 +169,8 @@ func TestTheShippedRights(t *testing.T) {
 
 	s.Good("web:1", "1")
 	s.Good("set:1", "1")
-	s.Push("task:1", stage.Image{Version: "task", Behave: stage.Exit(0)})
+	closed := stage.NewRegistry(t, stage.RegistryOptions{Username: "robot", Password: "s3cret"})
+	closed.Push("task:1", stage.Image{Version: "task", Behave: stage.Exit(0)})
 	s.Push("smoke:1", stage.Image{Version: "smoke", Behave: stage.Exit(0)})
 
 	config, err := os.ReadFile(u.Config)
@@ -177,7 +179,11 @@ func TestTheShippedRights(t *testing.T) {
 	s.Deployment(rig.Spec{Annotations: enabled()})
 	s.StatefulSet(rig.Spec{Name: "set", Image: "set:1", Replicas: 2, Annotations: enabled()})
 	s.DaemonSet(rig.Spec{Name: "daemon", Image: "web:1", Annotations: enabled()})
-	s.CronJob(rig.Spec{Name: "task", Image: "task:1", Annotations: map[string]string{"updaterd.dev/enable": "true", "updaterd.dev/cronjob-gate": "next-run"}})
+	// A private image whose only credentials are its ServiceAccount's, and no pod tells.
+	s.PullSecret("regcred", closed, "robot", "s3cret")
+	s.Kubectl("patch", "serviceaccount", "default", "-p", `{"imagePullSecrets":[{"name":"regcred"}]}`)
+	s.CronJob(rig.Spec{Name: "task", Pod: func(p *corev1.PodSpec) { p.Containers[0].Image = closed.Ref("task:1") },
+		Annotations: map[string]string{"updaterd.dev/enable": "true", "updaterd.dev/cronjob-gate": "next-run"}})
 	for _, which := range []string{"deployment/web", "statefulset/set", "daemonset/daemon"} {
 		s.WaitDone(which)
 	}
@@ -205,7 +211,7 @@ func TestTheShippedRights(t *testing.T) {
 		require.NotEqual(t, 403, call.Status, "%s %s", call.Verb, call.Path)
 		used[call.Verb+" "+strings.SplitN(call.Resource, "/", 2)[0]] = true
 	}
-	for _, role := range []struct{ namespace, name string }{{"updaterd", "updaterd-state"}, {s.Name, "updaterd"}, {s.Name, "updaterd-delete"}, {s.Name, "updaterd-jobs"}} {
+	for _, role := range []struct{ namespace, name string }{{"updaterd", "updaterd-state"}, {s.Name, "updaterd"}, {s.Name, "updaterd-delete"}, {s.Name, "updaterd-jobs"}, {s.Name, "updaterd-secrets"}} {
 		r, err := c.Client.RbacV1().Roles(role.namespace).Get(t.Context(), role.name, metav1.GetOptions{})
 		require.NoError(t, err)
 		for _, right := range rights(r.Rules) {
@@ -222,7 +228,7 @@ func TestMissingRightsAreSaid(t *testing.T) {
 	way := s.ThroughAs(token(t, s.Cluster, s.Name, "updaterd"), rig.Hooks{})
 	d := installation(t, s, way.Kubeconfig, s.Name).Start()
 	d.WaitLog("update leases.coordination.k8s.io in namespace "+s.Name, rig.Patience)
-	for _, said := range []string{"patch deployments.apps in namespace " + s.Name, "Deployments are not updated", "overlay=delete", "overlay=jobs"} {
+	for _, said := range []string{"patch deployments.apps in namespace " + s.Name, "Deployments are not updated", "overlay=delete", "overlay=jobs", "overlay=secrets"} {
 		d.WaitLog(said, rig.Patience)
 	}
 	require.Equal(t, 1, strings.Count(d.Logs(), "patch deployments.apps in namespace"))

@@ -35,6 +35,8 @@ type server struct {
 	version  int
 	objects  map[string]map[string]any // by resource/namespace/name
 	denied   map[string]bool           // "verb resource"
+	podPulls []string                  // what admission has pods pull by, from their ServiceAccount
+	named    []string                  // resources some of which may be got by name
 	requests []string
 	watchers map[chan event]string
 	ahead    time.Duration // of its clock to ours
@@ -216,7 +218,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		name = segments[1]
 	}
 	dry := r.URL.Query().Get("dryRun") != ""
-	writes := r.Method != http.MethodGet && !dry && resource != "selfsubjectaccessreviews"
+	writes := r.Method != http.MethodGet && !dry && !strings.HasPrefix(resource, "selfsubject")
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		panic(err)
@@ -261,6 +263,14 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		review := as[authorizationv1.SelfSubjectAccessReview](fromJSON(body))
 		a := review.Spec.ResourceAttributes
 		review.Status.Allowed = !s.denied[a.Verb+" "+a.Resource]
+		answer(http.StatusCreated, review)
+	case resource == "selfsubjectrulesreviews":
+		review := as[authorizationv1.SelfSubjectRulesReview](fromJSON(body))
+		for _, named := range s.named {
+			review.Status.ResourceRules = append(review.Status.ResourceRules, authorizationv1.ResourceRule{
+				Verbs: []string{"get"}, APIGroups: []string{""}, Resources: []string{named}, ResourceNames: []string{"regcred"},
+			})
+		}
 		answer(http.StatusCreated, review)
 	case r.Method == http.MethodGet && r.URL.Query().Get("watch") != "":
 		s.watch(w, r, resource+"/"+namespace)
@@ -320,12 +330,12 @@ func title(resource string) string {
 			return k.title
 		}
 	}
-	return map[string]string{"pods": "Pod", "jobs": "Job"}[resource]
+	return map[string]string{"pods": "Pod", "jobs": "Job", "secrets": "Secret", "serviceaccounts": "ServiceAccount"}[resource]
 }
 
 func groupOf(resource string) string {
 	switch resource {
-	case "pods":
+	case "pods", "secrets", "serviceaccounts":
 		return "v1"
 	case "jobs", "cronjobs":
 		return "batch/v1"
@@ -543,6 +553,11 @@ func (s *server) newPod(resource, name string, uid types.UID, template corev1.Po
 	}, Spec: template.Spec}
 	for k, v := range template.Labels {
 		p.Labels[k] = v
+	}
+	if len(p.Spec.ImagePullSecrets) == 0 {
+		for _, name := range s.podPulls {
+			p.Spec.ImagePullSecrets = append(p.Spec.ImagePullSecrets, corev1.LocalObjectReference{Name: name})
+		}
 	}
 	yes := true
 	ref := metav1.OwnerReference{Kind: title(resource), Name: name, UID: uid, Controller: &yes}

@@ -390,7 +390,7 @@ func (c *Cluster) writeBack(ctx context.Context, ch updater.Change, org origin, 
 			}
 			continue
 		}
-		back, refs := c.back(ctx, ch, org)
+		back, refs := c.back(ctx, ch, org, live)
 		r.Refs = refs
 		from, to, theirs := map[string]string{}, map[string]string{}, ""
 		for name, now := range live.images(org.Before) {
@@ -466,7 +466,7 @@ func (c *Cluster) label(ctx context.Context, org origin, version string, value *
 
 // back are the images to go back to, by container, and by workload those that are
 // not what was written before: a tag that has moved is pinned to the digest that ran.
-func (c *Cluster) back(ctx context.Context, ch updater.Change, org origin) (images, refs map[string]string) {
+func (c *Cluster) back(ctx context.Context, ch updater.Change, org origin, live *owner) (images, refs map[string]string) {
 	images, refs = maps.Clone(org.Before), map[string]string{}
 	for _, p := range ch.Parts {
 		at, err := c.parse(p.Workload)
@@ -475,7 +475,7 @@ func (c *Cluster) back(ctx context.Context, ch updater.Change, org origin) (imag
 		}
 		moved := undigested(p.To.Ref) == p.From.Ref && p.To.Digest != p.From.Digest
 		if !moved && c.moved != nil {
-			now, err := c.moved(ctx, p.From.Ref)
+			now, err := c.moved(ctx, p.From.Ref, c.loginsOf(ctx, live))
 			moved = err == nil && now != p.From.Digest && now != p.From.Manifest
 		}
 		if moved {

@@ -349,7 +349,10 @@ func TestWhatStandsAsBeforeIsBack(t *testing.T) {
 func TestGoingBackAsksWhetherATagHasMoved(t *testing.T) {
 	for moved, want := range map[string]string{fakeDigest(app1): app1, fakeDigest("new"): app1 + "@" + fakeDigest(app1)} {
 		s, c := web(t)
-		c.moved = func(_ context.Context, ref string) (string, error) { require.Equal(t, app1, ref); return moved, nil }
+		c.moved = func(_ context.Context, ref string, _ updater.Logins) (string, error) {
+			require.Equal(t, app1, ref)
+			return moved, nil
+		}
 		ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
 		_, err := goBack(t, c, ch)
 		require.NoError(t, err)
@@ -691,7 +694,7 @@ func TestAStatefulSetIsFreedOnceItsTemplateIsNoticed(t *testing.T) {
 func TestGoingBackAgainKnowsItsOwnPin(t *testing.T) {
 	s, c := web(t)
 	now, down := fakeDigest("new"), error(nil)
-	c.moved = func(context.Context, string) (string, error) { return now, down }
+	c.moved = func(context.Context, string, updater.Logins) (string, error) { return now, down }
 	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
 	r, err := goBack(t, c, ch)
 	require.NoError(t, err)

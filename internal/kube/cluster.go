@@ -31,7 +31,7 @@ type Options struct {
 	Selector string
 	// Resolve says what a tag stands for now, so that going back pins what has moved.
 	// nil: only a tag that the change itself followed is known to have moved.
-	Resolve func(ctx context.Context, ref string) (digest string, err error)
+	Resolve func(ctx context.Context, ref string, by updater.Logins) (digest string, err error)
 	// Log gets what is worth telling but stops nothing; nil: nowhere.
 	Log *slog.Logger
 }
@@ -43,7 +43,8 @@ type Cluster struct {
 	selector   string
 	log        *slog.Logger
 	api        *Client
-	moved      func(ctx context.Context, ref string) (digest string, err error)
+	moved      func(ctx context.Context, ref string, by updater.Logins) (digest string, err error)
+	keys       *keys
 
 	mu      sync.Mutex
 	watched []*watched        // nil unless Run is under way
@@ -66,11 +67,13 @@ func New(o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster %s: %w", o.Name, err)
 	}
-	return &Cluster{
+	c := &Cluster{
 		name: o.Name, namespaces: o.Namespaces, selector: o.Selector,
 		log: o.Log.With("backend", o.Name), api: api, moved: o.Resolve,
 		seen: map[string]glance{}, told: map[string]bool{},
-	}, nil
+	}
+	c.keys = &keys{c: c, secrets: map[string]*kept[updater.Login]{}, accounts: map[string]*kept[[]string]{}}
+	return c, nil
 }
 
 // Name implements [updater.Backend].

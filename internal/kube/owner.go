@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -72,6 +73,10 @@ type owner struct {
 	kind       string
 	containers []container
 	arch       string // that its nodes must have; "": any
+	// pullSecrets are the names of what its template pulls by, account its
+	// ServiceAccount's.
+	pullSecrets []string
+	account     string
 	// touched is when an updaterd last wrote it, by the API server's clock.
 	touched time.Time
 
@@ -133,6 +138,7 @@ func read(object any) (*owner, error) {
 		return nil, fmt.Errorf("%T is no object with a pod template", object)
 	}
 	o.arch = template.Spec.NodeSelector[corev1.LabelArchStable]
+	o.pullSecrets, o.account = secretNames(template.Spec.ImagePullSecrets), cmp.Or(template.Spec.ServiceAccountName, "default")
 	for _, e := range o.ManagedFields {
 		if e.Manager == manager && e.Subresource == "" && e.Time != nil && e.Time.After(o.touched) {
 			o.touched = e.Time.Time
@@ -199,6 +205,8 @@ type pod struct {
 	images map[string]string
 	gates  bool // something outside of it has a say in whether it is ready
 	status corev1.PodStatus
+	// pullSecrets are the names of what it pulls by: its ServiceAccount's among them.
+	pullSecrets []string
 }
 
 func readPod(object any) (*pod, error) {
@@ -211,8 +219,9 @@ func readPod(object any) (*pod, error) {
 				Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
 				CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp,
 			},
-			images: map[string]string{},
-			gates:  len(p.Spec.ReadinessGates) > 0,
+			images:      map[string]string{},
+			pullSecrets: secretNames(p.Spec.ImagePullSecrets),
+			gates:       len(p.Spec.ReadinessGates) > 0,
 			status: corev1.PodStatus{
 				Phase: p.Status.Phase, Reason: p.Status.Reason, Message: p.Status.Message, Conditions: p.Status.Conditions,
 				ContainerStatuses: trim(p.Status.ContainerStatuses), InitContainerStatuses: trim(p.Status.InitContainerStatuses), PodIPs: p.Status.PodIPs,

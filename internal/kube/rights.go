@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,7 +14,11 @@ import (
 type Right struct {
 	Verb, Group, Resource string
 	Subresource           string
-	Namespace             string // "": all of them
+	// Name: of this one object; "" is all of them.
+	Name      string
+	Namespace string // "": all of them
+	// ByName: it is granted for single objects, so that any of them will do here.
+	ByName bool
 	// Costs is what does not work without it.
 	Costs string
 	// Overlay is the one of configs/kubernetes/overlays that grants it; "" is what
@@ -30,11 +35,20 @@ func (r Right) String() string {
 	if r.Group != "" {
 		what += "." + r.Group
 	}
+	if r.Name != "" {
+		what += " " + r.Name
+	}
 	if r.Namespace == "" {
 		return fmt.Sprintf("%s %s in all namespaces", r.Verb, what)
 	}
 	return fmt.Sprintf("%s %s in namespace %s", r.Verb, what, r.Namespace)
 }
+
+// What the right to read imagePullSecrets buys.
+const (
+	costsOfSecrets   = "imagePullSecrets are not read, so that private images need credentials in updaterd's own configuration"
+	overlayOfSecrets = "secrets"
+)
 
 // Rights are all that updaterd makes use of, in the namespaces that it watches and
 // in that of its state. What an overlay grants can do without.
@@ -57,6 +71,11 @@ func Rights(namespaces []string, state string) []Right {
 		add(namespace, "", "events", "kubectl describe does not show what updaterd did", "", "create")
 		add(namespace, "", "pods", "StatefulSets that make their pods in order are left alone, since one that is stuck could not be freed", "delete", "delete")
 		add(namespace, "batch", "jobs", "health.test is invalid-settings", "jobs", "create", "get", "delete")
+		if namespace != "" { // by name means in a namespace
+			for _, resource := range []string{"secrets", "serviceaccounts"} {
+				all = append(all, Right{Verb: "get", Resource: resource, Namespace: namespace, ByName: true, Costs: costsOfSecrets, Overlay: overlayOfSecrets})
+			}
+		}
 		add(namespace, "batch", "jobs", "cronjob-gate: next-run is invalid-settings", "jobs", "list")
 	}
 	add(state, "", "configmaps", "nothing is updated, for there is no journal", "", "get", "list", "watch", "create", "update")
@@ -88,6 +107,11 @@ func (c *Client) Missing(ctx context.Context, rights []Right) ([]Right, error) {
 				return fmt.Errorf("asking whether %s is allowed: %w", r, err)
 			}
 			missing[i] = !review.Status.Allowed
+			if missing[i] && r.ByName {
+				some, err := c.allowedSome(ctx, r)
+				missing[i] = !some
+				return err
+			}
 			return nil
 		})
 	}
@@ -101,6 +125,22 @@ func (c *Client) Missing(ctx context.Context, rights []Right) ([]Right, error) {
 		}
 	}
 	return all, nil
+}
+
+// allowedSome reports whether a right is granted for some object.
+func (c *Client) allowedSome(ctx context.Context, r Right) (bool, error) {
+	review := &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: r.Namespace}}
+	rules := Resource{authorizationv1.SchemeGroupVersion, "selfsubjectrulesreviews"}
+	if err := c.Create(ctx, rules, "", review, review); err != nil {
+		return false, fmt.Errorf("asking for which objects %s is allowed: %w", r, err)
+	}
+	for _, rule := range review.Status.ResourceRules {
+		has := func(all []string, one string) bool { return slices.Contains(all, one) || slices.Contains(all, "*") }
+		if has(rule.Verbs, r.Verb) && has(rule.APIGroups, r.Group) && has(rule.Resources, r.Resource) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // sayMissing says once which rights are missing, as soon as the API server can be

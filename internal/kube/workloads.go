@@ -58,6 +58,7 @@ func (c *Cluster) workload(o *owner, ct container, pods []*pod) updater.Workload
 	var mixed string
 	w.Runs, mixed = running(o, ct, pods)
 	w.Skip = skip(o, ct, w.Runs, mixed)
+	w.Logins = c.logins(o, pods)
 	return w
 }
 

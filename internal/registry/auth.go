@@ -100,11 +100,11 @@ type question struct {
 	limit  int64
 }
 
-// ask puts a question to the registry of n, as its credentials may, and
-// returns the answer whatever its status. A status of 401 means that there is
-// nothing more to try.
-func (c *Client) ask(ctx context.Context, n name, q question) (*answer, credential, error) {
-	a, cr, err := c.put(ctx, n, q)
+// ask puts a question to the registry of n, as cr may, and returns the answer
+// whatever its status, and what it was given to: cr, or nothing where it was sent
+// on. A status of 401 means that there is nothing more to try.
+func (c *Client) ask(ctx context.Context, n name, cr credential, q question) (*answer, credential, error) {
+	a, cr, err := c.put(ctx, n, cr, q)
 	var u *unmet
 	if errors.As(err, &u) {
 		err = unreachable(ctx, n, u.err)
@@ -112,7 +112,7 @@ func (c *Client) ask(ctx context.Context, n name, q question) (*answer, credenti
 	return a, cr, err
 }
 
-func (c *Client) put(ctx context.Context, n name, q question) (*answer, credential, error) {
+func (c *Client) put(ctx context.Context, n name, cr credential, q question) (*answer, credential, error) {
 	h, err := c.host(n.host)
 	if err != nil {
 		return nil, credential{}, err
@@ -122,10 +122,6 @@ func (c *Client) put(ctx context.Context, n name, q question) (*answer, credenti
 	}
 	if err := h.ready(ctx, n); err != nil {
 		return nil, credential{}, err
-	}
-	cr, err := c.creds.find(ctx, n)
-	if err != nil {
-		return nil, cr, err
 	}
 	began := c.now()
 	h.mu.Lock()

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -38,6 +40,9 @@ type credential struct {
 	updater.Credential
 	source string // "/root/.docker/config.json"
 	note   string // why there is none, where that is not plain
+	// theirs: a workload brought it.
+	theirs bool
+	depth  int // of what it is for: see depth
 }
 
 func (c credential) zero() bool { return c.Credential == updater.Credential{} }
@@ -132,6 +137,47 @@ func (c *credentials) find(ctx context.Context, n name) (credential, error) {
 		}
 	}
 	return credential{note: note}, nil
+}
+
+// all are the credentials to try for n's repository, one after the other: those that
+// the logins hold for it, those for the longest path first, else our own. aside says of
+// the logins what a person needs to know who was refused; it is for their owner alone,
+// unlike what is remembered of the credentials.
+func (c *credentials) all(ctx context.Context, n name, l updater.Logins, again bool) (all []credential, aside string, err error) {
+	var notes []string
+	if l != nil {
+		logins, why := l.Read(ctx, again)
+		if why != "" {
+			notes = append(notes, why)
+		}
+		for _, login := range logins {
+			// Its helpers are not run: whoever writes it has no say in what this process does.
+			f, err := parseLogins(login.Config)
+			if err != nil {
+				// Without err: it may quote from it.
+				notes = append(notes, login.Source+" holds no JSON as docker login writes it")
+				continue
+			}
+			had := len(all)
+			for _, key := range matching(f.Auths, n) {
+				if cr, ok := f.Auths[key].credential(); ok {
+					all = append(all, credential{Credential: cr, source: "imagePullSecrets", theirs: true, depth: depth(key)})
+				}
+			}
+			if len(all) > had {
+				notes = append(notes, "asked by "+login.Source)
+			}
+		}
+		slices.SortStableFunc(all, func(a, b credential) int { return b.depth - a.depth })
+	}
+	if len(all) == 0 {
+		cr, err := c.find(ctx, n)
+		if err != nil {
+			return nil, "", err
+		}
+		all = append(all, cr)
+	}
+	return all, strings.Join(notes, "; "), nil
 }
 
 // from looks n up in one file: its own helper beats the helper for all, which
@@ -250,29 +296,78 @@ func keyPath(key string) string {
 	return host + "/" + path
 }
 
-// lookup returns the key of m that fits n best: the longest path, and of those
-// that say the same the exact one, then the first in order.
+// lookup returns the key of m that fits n best.
 func lookup[V any](m map[string]V, n name) (string, bool) {
-	host := hostName(n.host)
-	repository := host + "/" + n.repo
-	exact := host
-	if host == hub {
+	all := matching(m, n)
+	if len(all) == 0 {
+		return "", false
+	}
+	return all[0], true
+}
+
+// matching returns the keys of m that fit n, the best first: the longest path, then
+// a name before a pattern, and of those that say the same the exact one, then the
+// first in order.
+func matching[V any](m map[string]V, n name) []string {
+	exact := hostName(n.host)
+	if exact == hub {
 		exact = hubKey
 	}
-	best, bestPath := "", ""
+	var all []string
 	for key := range m {
-		p := keyPath(key)
-		if p == "" || p != repository && !strings.HasPrefix(repository, p+"/") {
-			continue
-		}
-		better := best == "" || len(p) > len(bestPath) ||
-			len(p) == len(bestPath) && best != exact && (key == exact || key < best)
-		if better {
-			best, bestPath = key, p
+		if fits(keyPath(key), n) {
+			all = append(all, key)
 		}
 	}
-	return best, best != ""
+	rank := func(key string) (literal, same int) {
+		if !isPattern(key) {
+			literal = 1
+		}
+		if key == exact {
+			same = 1
+		}
+		return literal, same
+	}
+	slices.SortFunc(all, func(a, b string) int {
+		an, as := rank(a)
+		bn, bs := rank(b)
+		return cmp.Or(depth(b)-depth(a), bn-an, bs-as, strings.Compare(a, b))
+	})
+	return all
 }
+
+// depth is the length of the path that a key is for.
+func depth(key string) int {
+	_, path, _ := strings.Cut(keyPath(key), "/")
+	return len(path)
+}
+
+// fits reports whether a normalised key is for n's repository: its host, or a part
+// of its path. Kubernetes has patterns for parts of a host, such as *.example.com.
+func fits(p string, n name) bool {
+	host, part, _ := strings.Cut(p, "/")
+	if p == "" || part != "" && part != n.repo && !strings.HasPrefix(n.repo, part+"/") {
+		return false
+	}
+	if !isPattern(host) {
+		return host == hostName(n.host)
+	}
+	pattern, parts := strings.Split(host, "."), strings.Split(hostName(n.host), ".")
+	if len(pattern) != len(parts) {
+		return false
+	}
+	for i := range pattern {
+		// A port is no part of what a pattern may stand for.
+		want, wantPort, _ := strings.Cut(pattern[i], ":")
+		have, havePort, _ := strings.Cut(parts[i], ":")
+		if ok, err := path.Match(want, have); err != nil || !ok || wantPort != havePort {
+			return false
+		}
+	}
+	return true
+}
+
+func isPattern(host string) bool { return strings.ContainsAny(host, "*?[") }
 
 // auth returns the entry for n and its key, or nothing.
 func (f loginFile) auth(n name) (string, updater.Credential) {
@@ -280,7 +375,15 @@ func (f loginFile) auth(n name) (string, updater.Credential) {
 	if !ok {
 		return "", updater.Credential{}
 	}
-	e := f.Auths[key]
+	cr, ok := f.Auths[key].credential()
+	if !ok {
+		return key, updater.Credential{}
+	}
+	return key, cr
+}
+
+// credential is what an entry holds, if that is anything to log in with.
+func (e loginEntry) credential() (updater.Credential, bool) {
 	cr := updater.Credential{Username: e.Username, Password: e.Password, IdentityToken: e.IdentityToken}
 	if e.Auth != "" {
 		if u, p, ok := decodeAuth(e.Auth); ok {
@@ -290,10 +393,7 @@ func (f loginFile) auth(n name) (string, updater.Credential) {
 	if cr.IdentityToken != "" {
 		cr.Password = "" // it stands for the password
 	}
-	if cr.Password == "" && cr.IdentityToken == "" {
-		return key, updater.Credential{}
-	}
-	return key, cr
+	return cr, cr.Password != "" || cr.IdentityToken != ""
 }
 
 // decodeAuth splits at the first colon: a password may hold more of them.

@@ -29,8 +29,10 @@ type fake struct {
 	auth string // "": none, "basic", "bearer"
 	// user and password are what it lets in; "" lets anybody have a token.
 	user, password string
-	realm          string // "" is its own /token
-	expiresIn      int
+	// lets, when set, says instead who may read what, by basic.
+	lets      func(user, password, repo string) bool
+	realm     string // "" is its own /token
+	expiresIn int
 	// challenge replaces the WWW-Authenticate of a 401; it gets the scope.
 	challenge func(scope string) []string
 	// odd may answer instead; it reports whether it did.
@@ -181,6 +183,9 @@ func (f *fake) allowed(r *http.Request, repo string) bool {
 	switch f.auth {
 	case "basic":
 		u, p, ok := r.BasicAuth()
+		if f.lets != nil {
+			return f.lets(u, p, repo)
+		}
 		return ok && u == f.user && p == f.password
 	case "bearer":
 		tok, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")

@@ -117,10 +117,10 @@ func contentDigest(h http.Header) (digest.Digest, bool) {
 
 // resolve finds the digest of n's tag with a HEAD, which costs nothing where
 // pulls are counted, and with a GET where that does not do.
-func (c *Client) resolve(ctx context.Context, n name) (string, error) {
+func (c *Client) resolve(ctx context.Context, n name, cr credential) (string, error) {
 	what := n.repo + ":" + n.tag
 	q := question{method: http.MethodHead, kind: "manifests", path: "/v2/" + n.repo + "/manifests/" + n.tag, accept: acceptManifests, limit: manifestLimit}
-	a, cr, err := c.ask(ctx, n, q)
+	a, who, err := c.ask(ctx, n, cr, q)
 	if err != nil {
 		return "", err
 	}
@@ -141,20 +141,20 @@ func (c *Client) resolve(ctx context.Context, n name) (string, error) {
 		// An answer to HEAD has no body that would say what is meant.
 		http.StatusForbidden, http.StatusNotImplemented, http.StatusServiceUnavailable:
 	default:
-		return "", refuseStatus(n, what, a, cr)
+		return "", refuseStatus(n, what, a, who)
 	}
 	if isHub(n.host) {
 		// There a GET counts as a pull, and HEAD is known to work.
 		if a.status == http.StatusOK {
 			return "", nonsense("%s answers about %s without its digest: see whether a proxy stands between", n.host, what)
 		}
-		return "", refuseStatus(n, what, a, cr)
+		return "", refuseStatus(n, what, a, who)
 	}
 	q.method = http.MethodGet
-	if a, cr, err = c.ask(ctx, n, q); err != nil {
+	if a, who, err = c.ask(ctx, n, cr, q); err != nil {
 		return "", err
 	}
-	_, d, err := c.read(n, what, a, cr)
+	_, d, err := c.read(n, what, a, who)
 	return d.String(), err
 }
 
@@ -200,13 +200,13 @@ func schemaOne(n name, what string) error {
 }
 
 // manifestAt gets the manifest under d and holds it to d.
-func (c *Client) manifestAt(ctx context.Context, n name, d digest.Digest) (manifest, error) {
+func (c *Client) manifestAt(ctx context.Context, n name, cr credential, d digest.Digest) (manifest, error) {
 	what := n.repo + "@" + d.String()
-	a, cr, err := c.ask(ctx, n, question{method: http.MethodGet, kind: "manifests", path: "/v2/" + n.repo + "/manifests/" + d.String(), accept: acceptManifests, limit: manifestLimit})
+	a, who, err := c.ask(ctx, n, cr, question{method: http.MethodGet, kind: "manifests", path: "/v2/" + n.repo + "/manifests/" + d.String(), accept: acceptManifests, limit: manifestLimit})
 	if err != nil {
 		return manifest{}, err
 	}
-	m, _, err := c.read(n, what, a, cr)
+	m, _, err := c.read(n, what, a, who)
 	if err != nil {
 		return manifest{}, err
 	}
@@ -228,14 +228,14 @@ func imageType(t string) bool {
 }
 
 // image finds the manifest and config for p under d.
-func (c *Client) image(ctx context.Context, n name, d digest.Digest, p updater.Platform) (updater.Image, error) {
-	m, err := c.manifestAt(ctx, n, d)
+func (c *Client) image(ctx context.Context, n name, cr credential, d digest.Digest, p updater.Platform) (updater.Image, error) {
+	m, err := c.manifestAt(ctx, n, cr, d)
 	if err != nil {
 		return updater.Image{}, err
 	}
 	found, sure := d, false
 	if m.kind == index {
-		if found, m, sure, err = c.choose(ctx, n, d, m, p); err != nil {
+		if found, m, sure, err = c.choose(ctx, n, cr, d, m, p); err != nil {
 			return updater.Image{}, err
 		}
 	}
@@ -243,7 +243,7 @@ func (c *Client) image(ctx context.Context, n name, d digest.Digest, p updater.P
 		return updater.Image{}, refuse(updater.Unsupported, "%s@%s is no container image but an artifact of another kind", n.repository(), d)
 	}
 	if !sure {
-		if err := c.checkConfig(ctx, n, d, m, p); err != nil {
+		if err := c.checkConfig(ctx, n, cr, d, m, p); err != nil {
 			return updater.Image{}, err
 		}
 	}
@@ -264,7 +264,7 @@ func matcher(p updater.Platform) platforms.MatchComparer {
 
 // choose picks the manifest for p from an index. sure is false if the index
 // does not say what platform the manifest is for.
-func (c *Client) choose(ctx context.Context, n name, top digest.Digest, m manifest, p updater.Platform) (found digest.Digest, chosen manifest, sure bool, err error) {
+func (c *Client) choose(ctx context.Context, n name, cr credential, top digest.Digest, m manifest, p updater.Platform) (found digest.Digest, chosen manifest, sure bool, err error) {
 	match := matcher(p)
 	had := map[string]bool{}
 	for depth := 0; ; depth++ {
@@ -311,7 +311,7 @@ func (c *Client) choose(ctx context.Context, n name, top digest.Digest, m manife
 				n.repository(), top, p, list(had))
 		}
 		e := pickFrom[0]
-		if m, err = c.manifestAt(ctx, n, e.Digest); err != nil {
+		if m, err = c.manifestAt(ctx, n, cr, e.Digest); err != nil {
 			return "", manifest{}, false, err
 		}
 		if m.kind == image {
@@ -341,9 +341,9 @@ func list(had map[string]bool) string {
 
 // checkConfig holds an image without an index to p by what its config says.
 // A config that cannot be had says nothing: the engine looks again.
-func (c *Client) checkConfig(ctx context.Context, n name, top digest.Digest, m manifest, p updater.Platform) error {
+func (c *Client) checkConfig(ctx context.Context, n name, cr credential, top digest.Digest, m manifest, p updater.Platform) error {
 	d := m.config.Digest
-	a, _, err := c.ask(ctx, n, question{method: http.MethodGet, kind: "blobs", path: "/v2/" + n.repo + "/blobs/" + d.String(), accept: "*/*", limit: configLimit})
+	a, _, err := c.ask(ctx, n, cr, question{method: http.MethodGet, kind: "blobs", path: "/v2/" + n.repo + "/blobs/" + d.String(), accept: "*/*", limit: configLimit})
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

@@ -14,14 +14,13 @@ package registry
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"sync"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/updaterd/updaterd/internal/updater"
 )
@@ -79,21 +78,32 @@ type Client struct {
 	now          func() time.Time
 	roundTripper http.RoundTripper
 
+	// What one's credentials have brought is no answer to another's.
 	tokens memo[tokenKey, token]
 	images memo[imageKey, updater.Image]
 
 	// Of this pass.
-	resolved memo[string, string]
-	listed   memo[string, []string]
+	resolved memo[subject, string]
+	listed   memo[subject, []string]
 	readable set // repositories of which a manifest could be read
 
 	mu    sync.Mutex
 	known map[string]*host
 }
 
+// subject is what is asked about, and by whose credentials.
+type subject struct {
+	what string
+	by   [sha256.Size]byte
+}
+
 type imageKey struct {
 	repository, digest string
 	platform           updater.Platform
+	// by are the credentials, where a workload brought them. The Client's own are
+	// all the same here: what they may read is remembered for good, and the
+	// passwords of some clouds live an hour.
+	by [sha256.Size]byte
 }
 
 var _ updater.Registry = (*Client)(nil)
@@ -149,56 +159,24 @@ func New(o Options) (*Client, error) {
 
 // Tags lists the tags of ref's repository, sorted.
 func (c *Client) Tags(ctx context.Context, ref string) ([]string, error) {
-	n, err := parseName(ref)
-	if err != nil {
-		return nil, err
-	}
-	return c.listed.do(ctx, n.repository(), always, func(ctx context.Context) ([]string, error) {
-		return c.listTags(ctx, n)
-	})
+	return view{c, nil}.Tags(ctx, ref)
 }
 
 // Resolve returns the digest that ref's tag stands for now. A digest beside
 // the tag is passed over; one without a tag stands for itself.
 func (c *Client) Resolve(ctx context.Context, ref string) (string, error) {
-	n, err := parseName(ref)
-	if err != nil {
-		return "", err
-	}
-	if n.tag == "" {
-		return n.digest, nil
-	}
-	return c.resolved.do(ctx, n.String(), always, func(ctx context.Context) (string, error) {
-		d, err := c.resolve(ctx, n)
-		if err == nil {
-			c.readable.add(n.repository())
-		}
-		return d, err
-	})
+	return view{c, nil}.Resolve(ctx, ref)
 }
 
 // Image returns the image for p under digest d in ref's repository. Where
 // there is an index, it takes two requests, and where there is none the same
 // number, to learn from the config what the image is for.
 func (c *Client) Image(ctx context.Context, ref, d string, p updater.Platform) (updater.Image, error) {
-	n, err := parseName(ref)
-	if err != nil {
-		return updater.Image{}, err
-	}
-	parsed, err := digest.Parse(d)
-	if err != nil {
-		return updater.Image{}, refuse(updater.InvalidSettings, "%s is no digest of %s: it must look like sha256:<64 hex digits>", quote(d), n.repository())
-	}
-	good := func(_ updater.Image, err error) bool { return err == nil }
-	img, err := c.images.do(ctx, imageKey{n.repository(), d, p}, good, func(ctx context.Context) (updater.Image, error) {
-		return c.image(ctx, n, parsed, p)
-	})
-	if err != nil {
-		return updater.Image{}, err
-	}
-	img.Ref = ref
-	return img, nil
+	return view{c, nil}.Image(ctx, ref, d, p)
 }
+
+// As returns what the registries hold as they show it to l: see view.
+func (c *Client) As(l updater.Logins) updater.Registry { return view{c, l} }
 
 // Credential returns what the engine needs to pull ref, found anew: passwords
 // of some clouds live an hour. That there is none, or that a helper fails, is

@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/updaterd/updaterd/internal/updater"
 )
@@ -23,7 +22,7 @@ const (
 )
 
 // listTags follows the pages of n's tag list to its end.
-func (c *Client) listTags(ctx context.Context, n name) ([]string, error) {
+func (c *Client) listTags(ctx context.Context, n name, cr credential) ([]string, error) {
 	var all []string
 	what := "the tags of " + n.repo
 	next := "/v2/" + n.repo + "/tags/list?n=" + tagsPerPage
@@ -33,7 +32,7 @@ func (c *Client) listTags(ctx context.Context, n name) ([]string, error) {
 			return nil, nonsense("%s has more than %d pages of %s, which is more than is read: use the policy digest", n.host, tagPages, what)
 		}
 		seen[next] = true
-		a, cr, err := c.ask(ctx, n, question{method: http.MethodGet, kind: "tags", path: next, accept: "application/json", limit: min(left, pageLimit)})
+		a, who, err := c.ask(ctx, n, cr, question{method: http.MethodGet, kind: "tags", path: next, accept: "application/json", limit: min(left, pageLimit)})
 		if err != nil {
 			return nil, err
 		}
@@ -41,13 +40,13 @@ func (c *Client) listTags(ctx context.Context, n name) ([]string, error) {
 		case http.StatusOK:
 		case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
 			// GitLab's deploy tokens and others may pull and not list.
-			if len(seen) == 1 && c.readable.has(n.repository()) {
+			if len(seen) == 1 && c.readable.has(subject{n.repository(), cr.hash()}) {
 				return nil, refuse(updater.Unauthorized, "%s lets %s read %s but not list its tags (%d): give credentials that may, or use the policy digest, which needs no list",
-					n.host, cr.who(), n.repo, a.status)
+					n.host, who.who(), n.repo, a.status)
 			}
-			return nil, refuseStatus(n, what, a, cr)
+			return nil, refuseStatus(n, what, a, who)
 		default:
-			return nil, refuseStatus(n, what, a, cr)
+			return nil, refuseStatus(n, what, a, who)
 		}
 		left -= int64(len(a.body))
 		var page struct {
@@ -151,31 +150,4 @@ func indexUnquoted(s string, sep byte) int {
 		}
 	}
 	return -1
-}
-
-// set remembers names.
-type set struct {
-	mu sync.Mutex
-	m  map[string]bool
-}
-
-func (s *set) add(k string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.m == nil {
-		s.m = map[string]bool{}
-	}
-	s.m[k] = true
-}
-
-func (s *set) has(k string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.m[k]
-}
-
-func (s *set) clear() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.m)
 }

@@ -51,6 +51,7 @@ func look(ctx context.Context, r Registry, w Workload, s Settings, m Record, now
 		return refuse(InvalidSettings, "%v", err)
 	}
 
+	r = r.As(w.Logins)
 	tag := ref.tag
 	if tag == "" {
 		tag = "latest"

@@ -21,6 +21,7 @@ type registry struct {
 	err     error               // of every question
 	asked   []string
 	lying   bool // it names digests that it does not have
+	as      []Logins
 }
 
 func (r *registry) Tags(_ context.Context, ref string) ([]string, error) {
@@ -50,12 +51,30 @@ func (r *registry) Image(_ context.Context, ref, digest string, p Platform) (Ima
 	return img, nil
 }
 
+// As notes who asks.
+func (r *registry) As(l Logins) Registry {
+	r.as = append(r.as, l)
+	return r
+}
+
 func (r *registry) NewPass() {}
 
 const (
 	digestA = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 	digestB = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
 )
+
+// bundle brings nothing.
+type bundle struct{}
+
+func (bundle) Read(context.Context, bool) ([]Login, string) { return nil, "" }
+
+func TestAWorkloadIsLookedForByItsOwnLogins(t *testing.T) {
+	r := &registry{digests: map[string]string{"web:1": digestA}}
+	look(t.Context(), r, Workload{Image: "web:1", Logins: bundle{}}, Settings{Policy: policy.Spec{Policy: "digest"}}, Record{}, time.Now())
+	look(t.Context(), r, Workload{Image: "web:1"}, Settings{Policy: policy.Spec{Policy: "digest"}}, Record{}, time.Now())
+	require.Equal(t, []Logins{bundle{}, nil}, r.as)
+}
 
 func TestLook(t *testing.T) {
 	now := after(0)

@@ -16,6 +16,10 @@ type Registry interface {
 	// digests of its manifest and config for the platform. A digest never
 	// changes its meaning, so answers are kept.
 	Image(ctx context.Context, ref, digest string, p Platform) (Image, error)
+	// As is the registry as it shows itself to who has these logins. They go before
+	// its own credentials, and what they are told is told to nobody else. nil brings
+	// none.
+	As(l Logins) Registry
 	// NewPass forgets what must be asked anew in each pass: tags and what they
 	// stand for, and hosts that asked for patience which is over.
 	NewPass()
@@ -28,6 +32,28 @@ type Credential struct {
 	// IdentityToken is an OAuth2 refresh token, instead of a password.
 	IdentityToken string
 }
+
+// Logins are the credentials that a workload brings, besides those of the
+// configuration.
+type Logins interface {
+	// Read returns those there are, in the order in which they are to be tried. It is
+	// called for each question about the workload's image, so it answers from what it
+	// knows for as long as that can be right. again says that a registry took none of
+	// those returned before, so that they may have been renewed. why, for people, says
+	// what of them could not be read; the rest counts all the same.
+	Read(ctx context.Context, again bool) (logins []Login, why string)
+}
+
+// Login holds credentials for some registries.
+type Login struct {
+	// Source names where it is kept, for people: "Secret shop/regcred".
+	Source string
+	// Config is what docker login writes in config.json; its "auths" count.
+	Config []byte
+}
+
+// String keeps secrets out of what is printed by accident.
+func (l Login) String() string { return "login from " + l.Source }
 
 // Notifier tells people what happened.
 type Notifier interface {

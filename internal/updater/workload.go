@@ -21,6 +21,8 @@ type Workload struct {
 	// without their prefix: {"policy": "minor"}.
 	Written map[string]string
 	Runs    Running
+	// Logins are what it brings to get at its image; nil brings none.
+	Logins Logins
 	// Skip, when set, is the backend's own reason to leave the workload alone.
 	Skip *Refusal
 	// DependsOn are ids of workloads of the same backend that the platform

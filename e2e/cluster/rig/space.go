@@ -123,6 +123,13 @@ func Container(name, image string) corev1.Container {
 	}
 }
 
+// PullSecret makes, or changes, a Secret to pull from a registry by.
+func (s *Space) PullSecret(name string, of *stage.Registry, user, password string) {
+	s.t.Helper()
+	s.Apply(s.Kubectl("create", "secret", "docker-registry", name, "--docker-server="+of.Host,
+		"--docker-username="+user, "--docker-password="+password, "--dry-run=client", "-o", "yaml"))
+}
+
 // Spec says how a workload differs from a plain one.
 type Spec struct {
 	Name        string // "web"
