@@ -110,7 +110,13 @@ func because(c updater.Change) string {
 		why = strings.TrimPrefix(why, p.Workload+": ")
 	}
 	why, _, _ = strings.Cut(why, "\n")
-	why, _, _ = strings.Cut(why, ": ")
+	// "pod web-1: it was restarted twice" quotes nobody yet.
+	pod, rest, ok := strings.Cut(why, ": ")
+	if ok && strings.HasPrefix(pod, "pod ") {
+		rest, _, _ = strings.Cut(rest, ": ")
+		pod += ": " + rest
+	}
+	why = pod
 	if why = strings.TrimSpace(why); why == "" {
 		return ""
 	}

@@ -36,6 +36,9 @@ func TestWhatIsToldOfAChange(t *testing.T) {
 		"the image is bad": {of(updater.Restored, bad("it exited with code 1")), []string{"UpdateRestored put back as it was, because it exited with code 1", "UpdateRejected app:2@sha256:2 is not tried here again, because it exited with code 1; lift that with: updaterd forget " + app}},
 		"a program is quoted": {of(updater.Restored, bad("health.test failed with exit code 1: password=hunter2")), []string{"UpdateRestored put back as it was, because health.test failed with exit code 1",
 			"UpdateRejected app:2@sha256:2 is not tried here again, because health.test failed with exit code 1; lift that with: updaterd forget " + app}},
+		"a pod is named": {of(updater.Restored, func(c *updater.Change) {
+			c.Verdict, c.Why = updater.Unclear, app+": pod web-1: it cannot be started: password=hunter2"
+		}), []string{"UpdateRestored put back as it was, because pod web-1: it cannot be started"}},
 		"a part is named": {of(updater.Restored, func(c *updater.Change) {
 			c.Verdict, c.Why = updater.Unclear, app+": no node has room\npassword=hunter2"
 		}), []string{"UpdateRestored put back as it was, because no node has room"}},
