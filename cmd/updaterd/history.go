@@ -265,6 +265,10 @@ func describe(i updater.Image) string {
 	case i.Ref == "":
 		return short(i.Digest)
 	}
+	// What holds its digest says it once.
+	if name, pinned, _ := strings.Cut(i.Ref, "@"); pinned == i.Digest {
+		return name + "@" + short(i.Digest)
+	}
 	return i.Ref + " " + short(i.Digest)
 }
 

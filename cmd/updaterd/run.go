@@ -295,7 +295,7 @@ func (p program) printRows(o output, rows []updater.Row, outcome bool) error {
 	for _, r := range rows {
 		candidate, runs := "", ""
 		if r.Candidate != nil {
-			candidate = r.Candidate.Image + " " + short(r.Candidate.Digest)
+			candidate = describe(updater.Image{Ref: r.Candidate.Image, Digest: r.Candidate.Digest})
 		}
 		if r.Digest != nil {
 			runs = short(*r.Digest)
