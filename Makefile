@@ -14,7 +14,7 @@ ENGINE := ./e2e/engine.sh run
 
 .PHONY: help
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/updaterd, static
@@ -30,6 +30,11 @@ dist: ## Make all that is released into bin/dist: binaries, deb, rpm, image, SBO
 demo: build ## See an update and a roll-back, on a real Docker Engine, in under 2 minutes
 	@go build -C e2e -o ../bin/demo ./cmd/demo
 	@cd e2e && UPDATERD_BIN=$(CURDIR)/bin/updaterd ./engine.sh run ../bin/demo $(if $(KEEP),-keep)
+
+.PHONY: demo-cluster
+demo-cluster: build kubernetes ## See the same in a real Kubernetes, with kubectl (the first time it is built, some minutes)
+	@go build -C e2e/cluster -o ../../bin/demo-cluster ./cmd/demo
+	@cd e2e/cluster && UPDATERD_BIN=$(CURDIR)/bin/updaterd ../cluster.sh run ../../bin/demo-cluster
 
 .PHONY: test
 test: build race compose ## Run all tests, with a real Docker Engine

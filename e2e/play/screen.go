@@ -111,6 +111,17 @@ func (s *Screen) Table(line, output string) {
 	s.Command(line, output)
 }
 
+// Point is one of a list.
+func (s *Screen) Point(text string) {
+	for i, line := range wrap(text, s.width-4) {
+		indent := "  "
+		if i > 0 {
+			indent = "    "
+		}
+		s.print("%s%s\n", indent, line)
+	}
+}
+
 // Event is a line of what happens in an act, with the time since it began.
 func (s *Screen) Event(who, format string, args ...any) {
 	const column = 20
@@ -222,14 +233,13 @@ var columns = regexp.MustCompile(` {2,}`)
 // fit returns a table as it is when it is no wider than width, and else each
 // row of it as a list of its columns: folded.
 func fit(table string, width int) (text string, folded bool) {
-	table = Short(table)
 	lines := strings.Split(strings.TrimRight(table, "\n"), "\n")
 	fits := true
 	for _, line := range lines {
 		fits = fits && utf8.RuneCountInString(strings.TrimRight(line, " ")) <= width
 	}
 	if fits || len(lines) < 2 {
-		return strings.Join(lines, "\n") + "\n", false
+		return Short(strings.Join(lines, "\n") + "\n"), false
 	}
 	var starts []int
 	for _, at := range columns.FindAllStringIndex(lines[0], -1) {
@@ -254,7 +264,7 @@ func fit(table string, width int) (text string, folded bool) {
 			b.WriteString("\n")
 		}
 		for i, cell := range cells(line) {
-			for j, part := range wrap(cell, width-14) {
+			for j, part := range wrap(Short(cell), width-14) {
 				name := header[i]
 				if j > 0 {
 					name = ""

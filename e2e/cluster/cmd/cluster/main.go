@@ -49,7 +49,9 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	defer func() {
 		if stopped := plane.Stop(); stopped != nil {
 			code, err = max(code, 1), errors.Join(err, stopped)
+			return
 		}
+		fmt.Fprintln(os.Stderr, "cluster: ended the private one, and removed its files")
 	}()
 	fleet, err := node.Start(ctx, plane.Config(), node.Usual()...)
 	if err != nil {
