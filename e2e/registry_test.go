@@ -216,7 +216,7 @@ func TestRegistryFailsDuringThePull(t *testing.T) {
 			got := r.once(1)
 			within(t, time.Second, "the pull", tr.sprung)
 			require.Equal(t, "none", got.Outcome, "%+v", got)
-			require.Contains(t, []string{"surroundings", "rate-limited"}, got.Reason, "%+v", got)
+			require.Contains(t, []string{"surroundings", "rate-limited", "not-found"}, got.Reason, "%+v", got)
 			require.Equal(t, "none", got.Decision)
 			r.untouched()
 
