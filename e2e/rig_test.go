@@ -37,6 +37,8 @@ type rig struct {
 	u   *stage.Updaterd
 	// name is the container's, ref its image's.
 	name, ref string
+	// spec is what the container was made from.
+	spec stage.Spec
 	// before is the container as it was.
 	before container.InspectResponse
 	// first is the digest of the image that it runs.
@@ -84,6 +86,7 @@ func newRig(t *testing.T, s start) *rig {
 		s.change(&spec)
 	}
 	t.Cleanup(r.sweep)
+	r.spec = spec
 	r.d.Run(spec)
 	if s.waitFor == nil {
 		s.waitFor = func(c container.InspectResponse) bool { return c.State.Running && !c.State.Restarting }

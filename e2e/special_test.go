@@ -177,9 +177,8 @@ func TestStoppedContainers(t *testing.T) {
 			require.NoError(t, r.d.ContainerPause(t.Context(), r.name))
 		}},
 		{"created", container.StateCreated, func(t *testing.T, r *rig) {
-			c := r.before
 			r.d.Remove(r.name)
-			r.d.Create(stage.Spec{Name: r.name, Config: *c.Config, Host: *c.HostConfig})
+			r.d.Create(r.spec)
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -246,7 +246,11 @@ func (e *Engine) command() *exec.Cmd {
 // start runs a program of the engine and waits until host answers. A program that
 // does not answer in time goes on.
 func (e *Engine) start(ctx context.Context, cmd *exec.Cmd, host string) (*program.Child, error) {
-	cmd.Env = append(cmd.Env, "PATH="+os.Getenv("PATH")+":"+program.Sbin)
+	path := os.Getenv("PATH") + ":" + program.Sbin
+	if e.opts.Kind == Podman {
+		path = filepath.Join(e.Dir, podmanPrograms) + ":" + path
+	}
+	cmd.Env = append(cmd.Env, "PATH="+path)
 	c, err := program.Start(cmd, e.LogFile(), syscall.SIGTERM)
 	if err != nil {
 		return nil, fmt.Errorf("start a private engine: %w", err)

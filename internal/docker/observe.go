@@ -125,30 +125,53 @@ const endLimit = 3 * time.Second
 func (h *Host) endOf(ctx context.Context, p piece) (end, error) {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
-	seen, failed := h.client().Events(ctx, events.ListOptions{
-		Since: "0", // all that it remembers
-		Filters: filters.NewArgs(
-			filters.Arg("label", labelReplaces+"="+p.ID), filters.Arg("label", labelChange+"="+p.change),
-			filters.Arg("event", "kill"), filters.Arg("event", "oom"), filters.Arg("event", "die")),
-	})
+	names, last := []string{"kill", "oom", "die"}, events.ActionDie
+	if h.isPodman() {
+		names, last = []string{"kill", "stop", "cleanup", "died", "remove"}, events.ActionRemove
+	}
+	wanted := filters.NewArgs(filters.Arg("label", labelReplaces+"="+p.ID), filters.Arg("label", labelChange+"="+p.change))
+	for _, name := range names {
+		wanted.Add("event", name)
+	}
+	seen, failed := h.client().Events(ctx, events.ListOptions{Since: "0", Filters: wanted}) // all that it remembers
 	var e end
 	for {
 		select {
 		case m := <-seen:
-			switch m.Action {
-			case events.ActionKill:
-				e.killed = true
-			case events.ActionOOM:
-				e.oom = true
-			case events.ActionDie:
-				var err error
-				e.code, err = strconv.Atoi(m.Actor.Attributes["exitCode"])
+			// To Podman one of several labels is enough.
+			if of := m.Actor.Attributes; of[labelReplaces] != p.ID || of[labelChange] != p.change {
+				continue
+			}
+			if err := e.hear(m, h.isPodman()); err != nil || m.Action == last {
 				return e, err
 			}
 		case err := <-failed:
 			return end{}, err
 		}
 	}
+}
+
+// hear takes in one of the container's events, which come in their order.
+func (e *end) hear(m events.Message, podman bool) error {
+	switch m.Action {
+	case events.ActionKill:
+		e.killed = true
+	case events.ActionOOM:
+		e.oom = true
+	case events.ActionStop, "cleanup":
+		// Podman tells of no signal when it stops a container: only afterwards that
+		// it did, or that it took its things away, which else goes with its removal.
+		e.killed = e.killed || podman
+	case events.ActionDie:
+		var err error
+		if e.code, err = strconv.Atoi(m.Actor.Attributes["exitCode"]); err != nil {
+			return fmt.Errorf("reading with what code a container ended: %w", err)
+		}
+		if podman && endsWhenStopped(e.code) {
+			e.killed = true
+		}
+	}
+	return nil
 }
 
 // at returns the container of one side; nil when it has gone.

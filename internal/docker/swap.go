@@ -845,11 +845,13 @@ func isGone(err error) bool {
 // endedByItself: it has stopped, with a code that no engine gives a container it
 // stops or loses, and under a policy that lets it lie.
 func endedByItself(b *box, podman bool) bool {
-	switch b.State.ExitCode {
-	case 0, 137, 143, 255:
-		return false
-	}
-	return b.started() && !b.running() && b.State.Error == "" && !stoppedByHand(b, podman)
+	return !endsWhenStopped(b.State.ExitCode) && b.started() && !b.running() && b.State.Error == "" && !stoppedByHand(b, podman)
+}
+
+// endsWhenStopped: a container may have that exit code because an engine stopped
+// or lost it.
+func endsWhenStopped(code int) bool {
+	return code == 0 || code == 137 || code == 143 || code == 255
 }
 
 // waitGone waits until a removal that somebody else began is over.
