@@ -11,6 +11,7 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/pkg/stdcopy"
 	"github.com/opencontainers/go-digest"
@@ -76,6 +77,41 @@ func TestWhoStoppedANewContainer(t *testing.T) {
 			require.Equal(t, row.want, stoppedByHand(b, row.podman))
 		})
 	}
+}
+
+// TestHowAContainerThatIsGoneEnded holds what engines tell of one with --rm, in the
+// order in which they do, to who ended it.
+func TestHowAContainerThatIsGoneEnded(t *testing.T) {
+	const docker, podman = false, true
+	for name, row := range map[string]struct {
+		podman bool
+		events string // "die" with the code
+		want   end
+	}{
+		"it exited":                               {docker, "die 7", end{code: 7}},
+		"somebody stopped it":                     {docker, "kill, die 143", end{code: 143, killed: true}},
+		"it wanted memory":                        {docker, "oom, die 137", end{code: 137, oom: true}},
+		"it was done":                             {docker, "die 0", end{}},
+		"it exited on Podman":                     {podman, "die 7, remove", end{code: 7}},
+		"somebody stopped it on Podman":           {podman, "die 2, cleanup, stop, remove", end{code: 2, killed: true}},
+		"Podman says only afterwards that it did": {podman, "die 2, stop, remove", end{code: 2, killed: true}},
+		"somebody killed it on Podman":            {podman, "kill, die 137, remove", end{code: 137, killed: true}},
+		"somebody removed it on Podman":           {podman, "die 137, remove", end{code: 137, killed: true}},
+		"it was done on Podman, or done with":     {podman, "die 0, remove", end{killed: true}},
+		"it ended by SIGTERM on Podman":           {podman, "die 143, remove", end{code: 143, killed: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var e end
+			for _, told := range strings.Split(row.events, ", ") {
+				action, code, _ := strings.Cut(told, " ")
+				require.NoError(t, e.hear(events.Message{
+					Action: events.Action(action), Actor: events.Actor{Attributes: map[string]string{"exitCode": code}},
+				}, row.podman))
+			}
+			require.Equal(t, row.want, e)
+		})
+	}
+	require.Error(t, new(end).hear(events.Message{Action: events.ActionDie}, docker), "a code that is none")
 }
 
 // TestWhatACrashAfterTheStartLeaves: a new container that stopped by itself
