@@ -13,6 +13,7 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/stretchr/testify/require"
 
+	"github.com/updaterd/updaterd/e2e/engine"
 	"github.com/updaterd/updaterd/e2e/stage"
 )
 
@@ -167,6 +168,7 @@ volumes: {data: {}}
 // TestComposeStack is brought up by Compose, updated well and badly while
 // customers come in, and nothing of it is new to Compose afterwards.
 func TestComposeStack(t *testing.T) {
+	stage.NotOn(t, engine.Podman, noNames)
 	t.Parallel()
 	p := newProject(t, stack)
 	port := stage.FreePort(t)

@@ -136,7 +136,7 @@ func (r *rig) sweep() {
 		_ = r.d.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
 	}
 	for _, tag := range r.tags("updaterd.local/*/" + r.name) {
-		if _, err := r.d.ImageRemove(ctx, tag, image.RemoveOptions{Force: true}); err != nil {
+		if err := r.d.RemoveImage(ctx, tag); err != nil {
 			r.t.Errorf("clean up the engine: %v", err)
 		}
 	}
@@ -145,7 +145,7 @@ func (r *rig) sweep() {
 // tags are the engine's tags in repositories that match.
 func (r *rig) tags(repository string) []string {
 	r.t.Helper()
-	images, err := r.d.ImageList(context.WithoutCancel(r.t.Context()), image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", repository))})
+	images, err := r.d.Images(context.WithoutCancel(r.t.Context()), image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", repository))})
 	require.NoError(r.t, err)
 	prefix, suffix, _ := strings.Cut(repository, "*")
 	var tags []string

@@ -153,22 +153,14 @@ func (o *own) sweep() {
 		// It is removed again, and with errors seen, by the stage.
 		_ = o.d.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true})
 	}
-	var images []image.Summary
-	for range 20 {
-		images, err = o.d.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", "updaterd.local/*/"+o.name))})
-		if err == nil {
-			break
-		}
-		// Podman fails to list images while another test removes some.
-		time.Sleep(100 * time.Millisecond)
-	}
+	images, err := o.d.Images(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", "updaterd.local/*/"+o.name))})
 	if err != nil {
 		o.t.Errorf("clean up the engine: %v", err)
 	}
 	for _, i := range images {
 		for _, tag := range i.RepoTags {
 			if strings.Contains(tag, o.name) {
-				_, _ = o.d.ImageRemove(ctx, tag, image.RemoveOptions{Force: true})
+				_ = o.d.RemoveImage(ctx, tag)
 			}
 		}
 	}

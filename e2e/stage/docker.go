@@ -157,9 +157,47 @@ func (d *Docker) Pull(ref string) string {
 // Image returns what the engine knows of an image.
 func (d *Docker) Image(ref string) image.InspectResponse {
 	d.t.Helper()
-	i, err := d.ImageInspect(d.t.Context(), ref)
+	i, err := d.image(ref)
 	require.NoError(d.t, err)
 	return i
+}
+
+func (d *Docker) image(ref string) (i image.InspectResponse, err error) {
+	err = steadily(func() error {
+		i, err = d.ImageInspect(d.t.Context(), ref)
+		return err
+	})
+	return i, err
+}
+
+// Images lists images as the client does, whatever other tests remove meanwhile.
+func (d *Docker) Images(ctx context.Context, opts image.ListOptions) (list []image.Summary, err error) {
+	err = steadily(func() error {
+		list, err = d.ImageList(ctx, opts)
+		return err
+	})
+	return list, err
+}
+
+// RemoveImage takes a reference away by force, whatever other tests remove meanwhile.
+func (d *Docker) RemoveImage(ctx context.Context, ref string) error {
+	return steadily(func() error {
+		_, err := d.ImageRemove(ctx, ref, image.RemoveOptions{Force: true})
+		return err
+	})
+}
+
+// steadily asks about images until none goes in the middle of it: Podman reads all
+// that it has for each answer, and fails then.
+func steadily(ask func() error) error {
+	var err error
+	for range 50 {
+		if err = ask(); err == nil || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "image not known") {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return err
 }
 
 func (d *Docker) came(ref string) {
@@ -171,7 +209,7 @@ func (d *Docker) came(ref string) {
 // Create makes a container, pulling its image first, and returns its id.
 func (d *Docker) Create(s Spec) string {
 	d.t.Helper()
-	if _, err := d.ImageInspect(d.t.Context(), s.Config.Image); errdefs.IsNotFound(err) {
+	if _, err := d.image(s.Config.Image); errdefs.IsNotFound(err) {
 		d.Pull(s.Config.Image)
 	}
 	d.came(s.Config.Image)
@@ -356,12 +394,12 @@ func (d *Docker) clean() {
 	for _, v := range volumes.Volumes {
 		check(d.VolumeRemove(ctx, v.Name, true))
 	}
-	images, err := d.ImageList(ctx, image.ListOptions{})
+	images, err := d.Images(ctx, image.ListOptions{})
 	check(err)
 	for _, i := range images {
 		for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests) {
 			if d.ours(ref) {
-				_, err := d.ImageRemove(ctx, ref, image.RemoveOptions{Force: true})
+				err := d.RemoveImage(ctx, ref)
 				switch {
 				case errdefs.IsConflict(err): // a container of another test runs an equal one
 				case err != nil && strings.Contains(err.Error(), "tag not known"): // Podman: it went with another name

@@ -263,6 +263,9 @@ func (h *Host) inspect(ctx context.Context, ref string) (*box, error) {
 	case c.ID != ref && c.Name != "/"+ref:
 		return nil, nil
 	}
+	if h.isPodman() {
+		showLoop(&c)
+	}
 	return &box{InspectResponse: c, raw: raw}, nil
 }
 
@@ -291,7 +294,11 @@ func (h *Host) imageOf(ctx context.Context, ref string) (*image.InspectResponse,
 	defer h.looking()()
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
-	img, err := h.client().ImageInspect(ctx, ref)
+	var img image.InspectResponse
+	err := steadily(ctx, func() (err error) {
+		img, err = h.client().ImageInspect(ctx, ref)
+		return err
+	})
 	switch {
 	case cerrdefs.IsNotFound(err):
 		return nil, nil

@@ -186,7 +186,10 @@ func (h *Host) tag(ctx context.Context, id, ref string) error {
 func (h *Host) untag(ctx context.Context, ref string) error {
 	ctx, cancel := context.WithTimeout(ctx, removeLimit)
 	defer cancel()
-	_, err := h.client().ImageRemove(ctx, ref, image.RemoveOptions{PruneChildren: true})
+	err := steadily(ctx, func() error {
+		_, err := h.client().ImageRemove(ctx, ref, image.RemoveOptions{PruneChildren: true})
+		return err
+	})
 	if err != nil && !cerrdefs.IsNotFound(err) {
 		return fmt.Errorf("untagging image %s: %w", ref, err)
 	}
@@ -317,7 +320,11 @@ type imageTag struct{ name, id string }
 func (h *Host) tagsOf(ctx context.Context, repository string) ([]imageTag, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
-	images, err := h.client().ImageList(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", repository))})
+	var images []image.Summary
+	err := steadily(ctx, func() (err error) {
+		images, err = h.client().ImageList(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", repository))})
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("listing images %s: %w", repository, err)
 	}

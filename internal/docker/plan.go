@@ -462,7 +462,11 @@ func (h *Host) imageRaw(ctx context.Context, id string) (json.RawMessage, error)
 		// Where images are in containerd, Compose writes down the manifest.
 		opts = append(opts, client.ImageInspectWithManifests(true))
 	}
-	_, err := h.client().ImageInspect(ctx, id, opts...)
+	err := steadily(ctx, func() error {
+		raw.Reset()
+		_, err := h.client().ImageInspect(ctx, id, opts...)
+		return err
+	})
 	switch {
 	case cerrdefs.IsNotFound(err):
 		return nil, nil

@@ -5,10 +5,46 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
 )
+
+// mostAsks is how often Podman is asked about images until none goes meanwhile.
+const mostAsks = 20
+
+// steadily asks something about images. For each answer Podman reads all that it
+// has, and it fails when one is removed in the middle of that: then it is asked
+// again.
+func steadily(ctx context.Context, ask func() error) error {
+	for n := 1; ; n++ {
+		err := ask()
+		if n == mostAsks || !cerrdefs.IsInternal(err) || !strings.Contains(err.Error(), "image not known") {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// showLoop has a container that Podman is about to start again look as it does on
+// Docker: Podman calls it stopped until its end has been dealt with, and exited if
+// nothing follows.
+func showLoop(c *container.InspectResponse) {
+	if c.State.Status == podmanEnding && !c.HostConfig.RestartPolicy.IsNone() {
+		c.State.Restarting, c.State.Status = true, container.StateRestarting
+	}
+}
+
+// podmanEnding is the state of a container whose program has ended and whose things
+// Podman has not taken away yet.
+const podmanEnding container.ContainerState = "stopped"
 
 // podmanAPI is the version of Podman's own API that is spoken, which Podman 4 and
 // later do.

@@ -509,6 +509,17 @@ func link(shown string) string {
 	return strings.TrimPrefix(target, "/") + ":" + path.Base(alias)
 }
 
+// anonymousVolume is one that a container has, or had before it was named to be
+// kept; "" if there is none.
+func (r *recreation) anonymousVolume() string {
+	for _, m := range r.was.Mounts {
+		if name := volumeName(m); m.Type == mount.TypeVolume && generated(name) {
+			return name
+		}
+	}
+	return ""
+}
+
 // volumes keeps anonymous volumes by naming them, whether or not the new image
 // still declares their paths: an extra mount is better than lost data.
 func (r *recreation) volumes() error {

@@ -40,6 +40,10 @@ func refuse(s snapshot, noRollback bool) error {
 			h.NetworkMode), nil)
 	}
 	if s.Podman {
+		if name := r.anonymousVolume(); h.AutoRemove && name != "" {
+			// To Podman they are anonymous for ever, whatever names them.
+			return unsupported(fmt.Sprintf("HostConfig.AutoRemove: Podman would remove its anonymous volume %s when the new container ends; give the volume a name", name), nil)
+		}
 		for _, d := range h.Devices {
 			if d.CgroupPermissions == "" {
 				return unsupported(fmt.Sprintf("HostConfig.Devices: Podman does not tell what the container may do with %s, so a new one might do more or less; recreate it by hand", d.PathOnHost), nil)

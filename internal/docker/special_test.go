@@ -36,6 +36,9 @@ func kinds(net string) []kind {
 		{name: "rm", settings: updater.Settings{NoRollback: true}, edit: func(c *container.Config, h *container.HostConfig) {
 			h.AutoRemove = true
 			c.Volumes = map[string]struct{}{"/data": {}}
+			if isPodmanRun() { // with an anonymous one it is refused
+				h.Binds = []string{net + "-data:/data"}
+			}
 		}},
 		{name: "created", settings: updater.Settings{IncludeStopped: true}},
 		{name: "exited", settings: updater.Settings{IncludeStopped: true}, ready: func(t *testing.T, r *rig, name string) {

@@ -244,7 +244,7 @@ func notRunning(state container.ContainerState) string {
 	switch state {
 	case container.StatePaused:
 		return "it is paused: unpause it (docker unpause) to have it updated"
-	case container.StateRestarting:
+	case container.StateRestarting, podmanEnding:
 		return "it is restarting: mend what ends it (docker logs) to have it updated"
 	}
 	return fmt.Sprintf("it is %s: start it to have it updated", state)

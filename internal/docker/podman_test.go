@@ -1,0 +1,108 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/stretchr/testify/require"
+
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+func TestImagesAreAskedForUntilNoneGoesMeanwhile(t *testing.T) {
+	went := fmt.Errorf(`retrieving parent of image "a": locating image with ID "b": image not known: %w`, cerrdefs.ErrInternal)
+	for name, row := range map[string]struct {
+		answers []error // the last one again and again
+		asked   int
+		want    error
+	}{
+		"at once":                       {[]error{nil}, 1, nil},
+		"one went":                      {[]error{went, nil}, 2, nil},
+		"two went":                      {[]error{went, went, nil}, 3, nil},
+		"they go on and on":             {[]error{went}, mostAsks, went},
+		"it is the one that is not":     {[]error{cerrdefs.ErrNotFound}, 1, cerrdefs.ErrNotFound},
+		"the engine has another reason": {[]error{cerrdefs.ErrInternal, nil}, 1, cerrdefs.ErrInternal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				asked := 0
+				err := steadily(t.Context(), func() error {
+					asked++
+					return row.answers[min(asked, len(row.answers))-1]
+				})
+				require.Equal(t, row.want, err)
+				require.Equal(t, row.asked, asked)
+			})
+		})
+	}
+	t.Run("nobody waits for it any more", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		asked := 0
+		require.ErrorIs(t, steadily(ctx, func() error { asked++; return went }), went)
+		require.Equal(t, 1, asked)
+	})
+}
+
+func TestWhatPodmanStartsAgainIsRestarting(t *testing.T) {
+	for name, row := range map[string]struct {
+		state  container.ContainerState
+		policy container.RestartPolicyMode
+		want   container.ContainerState
+	}{
+		"its end has not been dealt with":        {"stopped", "always", container.StateRestarting},
+		"it failed, and is tried a few times":    {"stopped", "on-failure", container.StateRestarting},
+		"it ended for good":                      {"exited", "always", container.StateExited},
+		"it ends, and nobody starts it":          {"stopped", "no", "stopped"},
+		"it ends, and nobody said who starts it": {"stopped", "", "stopped"},
+		"it runs":                                {"running", "always", container.StateRunning},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &box{InspectResponse: container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{
+				State: &container.State{Status: row.state, Running: row.state == "running"}, HostConfig: &container.HostConfig{RestartPolicy: container.RestartPolicy{Name: row.policy}},
+			}}}
+			showLoop(&b.InspectResponse)
+			require.Equal(t, row.want, b.State.Status)
+			require.Equal(t, row.want == container.StateRestarting, b.State.Restarting)
+			require.Equal(t, row.want == container.StateRestarting || row.want == container.StateRunning, b.running())
+		})
+	}
+}
+
+// TestWhatPodmanRemovesWithAContainer: to it a volume is anonymous for ever, so a
+// new container with --rm would take what the old one wrote with it.
+func TestWhatPodmanRemovesWithAContainer(t *testing.T) {
+	const generated = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+	for name, row := range map[string]struct {
+		volume   string
+		remove   bool
+		onPodman bool
+		refused  bool
+	}{
+		"an anonymous volume with --rm":    {generated, true, true, true},
+		"a named volume with --rm":         {"data", true, true, false},
+		"an anonymous volume without":      {generated, false, true, false},
+		"an anonymous volume, --rm Docker": {generated, true, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := refuse(snapshot{
+				Container: fmt.Appendf(nil, `{"Id":"abc","Name":"/web","Config":{"Image":"acme/web:1","Hostname":"web"},"HostConfig":{"NetworkMode":"none","AutoRemove":%t},
+					"Mounts":[{"Type":"volume","Name":%q,"Destination":"/data","RW":true}],"NetworkSettings":{"Networks":{}}}`, row.remove, row.volume),
+				Image: []byte(`{"Id":"sha256:1","Os":"linux","Config":{}}`), API: "1.41", Podman: row.onPodman,
+			}, true)
+			if !row.refused {
+				require.NoError(t, err)
+				return
+			}
+			refusal, ok := errors.AsType[*updater.Refusal](err)
+			require.True(t, ok, "%v", err)
+			require.Equal(t, updater.Unsupported, refusal.Reason)
+			require.Contains(t, refusal.Detail, generated)
+		})
+	}
+}
