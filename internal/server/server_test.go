@@ -14,9 +14,12 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -469,4 +472,82 @@ func TestDescriptionFitsTheRoutes(t *testing.T) {
 	}
 	require.Equal(t, keys(Words{}), named(doc.Components.RequestBodies["Words"].Content["application/json"].Schema.Properties))
 	require.Equal(t, string(description), ask(s, "GET", "/v1/openapi.yaml").Body.String())
+}
+
+// pipes is a listener whose connections are pipes, so that a minute on them passes
+// in no time.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) {
+	c, ok := <-p
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+func (p pipes) Close() error   { return nil }
+func (p pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9714} }
+
+func (p pipes) dial(context.Context, string, string) (net.Conn, error) {
+	here, there := net.Pipe()
+	p <- addressed{there}
+	return here, nil
+}
+
+// addressed is a pipe from loopback.
+type addressed struct{ net.Conn }
+
+func (addressed) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
+
+// TestAMinuteOfTwoHundredListeners is over without a trace: no goroutine, as the
+// bubble tells, no place on the board, and no memory.
+func TestAMinuteOfTwoHundredListeners(t *testing.T) {
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	var began, ended uint64
+	synctest.Test(t, func(t *testing.T) {
+		s, b := newServer(&keeper{})
+		l := make(pipes)
+		web := &http.Server{Handler: s, WriteTimeout: 30 * time.Second, ReadTimeout: 15 * time.Second}
+		go func() { _ = web.Serve(l) }()
+		client := &http.Client{Transport: &http.Transport{DialContext: l.dial, DisableKeepAlives: true}}
+		began = heap()
+		ctx, cancel := context.WithCancel(t.Context())
+		var heard atomic.Int64
+		for range 200 {
+			r, err := http.NewRequestWithContext(ctx, "GET", "http://localhost/v1/events", nil)
+			require.NoError(t, err)
+			answer, err := client.Do(r)
+			require.NoError(t, err)
+			go func() {
+				defer answer.Body.Close()
+				lines := bufio.NewScanner(answer.Body)
+				for lines.Scan() {
+					if strings.HasPrefix(lines.Text(), "data:") {
+						heard.Add(1)
+					}
+				}
+			}()
+		}
+		for range 60 {
+			b.Decided(updater.Workload{ID: "local/web", Backend: "local"}, updater.Decision{Reason: updater.UpToDate})
+			time.Sleep(time.Second) // the bubble's
+		}
+		require.Equal(t, int64(200*60), heard.Load(), "nobody missed anything, or was cut off")
+		cancel()
+		synctest.Wait()
+		b.mu.Lock()
+		require.Empty(t, b.clients)
+		b.mu.Unlock()
+		close(l)
+		require.NoError(t, web.Close())
+		ended = heap()
+	})
+	require.Less(t, ended, began+2<<20, "bytes of the heap")
+	t.Logf("heap: %d kB before, %d kB after", began>>10, ended>>10)
 }
