@@ -14,6 +14,8 @@
 //	APP_LOG               print this line at the start
 //	APP_LOG_LINES         print that many numbered lines at the start
 //	APP_BROKEN            answer 500 at this path, healthy all the same
+//	APP_SIGNALS           end by SIGHUP and SIGUSR1 as well, and append the name of
+//	                      the signal as a line to this file
 //	APP_FILES             serve this directory at /files/: GET, and PUT to write
 //	APP_ROUTES            be a reverse proxy: "/=http://web:8080 /db/=http://db:8080",
 //	                      and a name server at 127.0.0.1 that knows nothing
@@ -38,10 +40,22 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
 	args := os.Args[1:]
+	if filepath.Base(os.Args[0]) == "sh" {
+		if len(args) != 2 || args[0] != "-c" {
+			check(fmt.Errorf("sh: no -c LINE in %q", args))
+		}
+		words := strings.Fields(args[1])
+		if len(words) < 2 || words[0] != "app" {
+			check(fmt.Errorf("sh: no such command: %q", args[1]))
+		}
+		args = words[1:]
+	}
 	switch {
 	case len(args) == 0:
 		serve()
@@ -49,6 +63,8 @@ func main() {
 		get("http://127.0.0.1:" + port() + "/healthz")
 	case args[0] == "get" && len(args) == 2:
 		get(os.ExpandEnv(args[1]))
+	case args[0] == "note" && len(args) == 3:
+		note(args[1], args[2])
 	case args[0] == "exit" && len(args) == 2:
 		code, err := strconv.Atoi(args[1])
 		check(err)
@@ -70,11 +86,7 @@ func serve() {
 		fmt.Printf("line %d of %s\n", i+1, version)
 	}
 	if path := os.Getenv("APP_WRITE"); path != "" {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-		check(err)
-		_, err = fmt.Fprintln(f, version)
-		check(err)
-		check(f.Close())
+		note(path, version)
 	}
 
 	if os.Getenv("APP_EXIT_CODE") != "" {
@@ -85,6 +97,10 @@ func serve() {
 	}
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
+	signals := os.Getenv("APP_SIGNALS")
+	if signals != "" {
+		signal.Notify(term, syscall.SIGHUP, syscall.SIGUSR1)
+	}
 
 	if os.Getenv("APP_LISTEN_AFTER") != "never" {
 		time.AfterFunc(duration("APP_LISTEN_AFTER"), func() {
@@ -93,7 +109,10 @@ func serve() {
 			check(http.Serve(l, handler(version, started)))
 		})
 	}
-	for range term {
+	for s := range term {
+		if signals != "" {
+			note(signals, unix.SignalName(s.(syscall.Signal)))
+		}
 		if os.Getenv("APP_IGNORE_TERM") != "" {
 			continue
 		}
@@ -181,6 +200,15 @@ func nameless() {
 		_, err = conn.WriteTo(query[:n], from)
 		check(err)
 	}
+}
+
+// note appends a line to a file.
+func note(path, line string) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	check(err)
+	_, err = fmt.Fprintln(f, line)
+	check(err)
+	check(f.Close())
 }
 
 func eat() {

@@ -41,6 +41,7 @@ type Behaviour struct {
 	Write          string        // appends its version as a line to this file
 	Log            string        // prints this line when it starts
 	LogLines       int           // prints that many lines when it starts
+	Signals        string        // ends by SIGHUP and SIGUSR1 too, and appends which as a line to this file
 }
 
 // Exit makes a Behaviour of ending at once with the code.
@@ -79,6 +80,9 @@ func (b Behaviour) env() []string {
 	if b.Log != "" {
 		set("LOG", b.Log)
 	}
+	if b.Signals != "" {
+		set("SIGNALS", b.Signals)
+	}
 	if b.LogLines > 0 {
 		set("LOG_LINES", strconv.Itoa(b.LogLines))
 	}
@@ -109,6 +113,8 @@ type Image struct {
 	// the place of the app.
 	Updaterd bool
 
+	// Shell adds /sh, which is the app: "sh -c 'app exit 3'" will do.
+	Shell bool
 	// Files are further files, by path.
 	Files map[string]string
 	// Ballast adds a layer with so many bytes that do not compress.
@@ -179,6 +185,13 @@ func (i Image) Build(host string) (v1.Image, error) {
 			return nil, err
 		}
 		files["/ballast"] = b
+	}
+	if i.Shell {
+		layer, err := linkLayer("/sh", "/app", i.OCI)
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, layer)
 	}
 	if len(files) > 0 {
 		layer, err := fileLayer(files, 0o644, i.OCI)
@@ -335,21 +348,37 @@ func programLayer(self, foreign, oci bool) (v1.Layer, error) {
 }
 
 func fileLayer(files map[string][]byte, mode int64, oci bool) (v1.Layer, error) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
 	var paths []string
 	for path := range files {
 		paths = append(paths, path)
 	}
 	slices.Sort(paths)
-	for _, path := range paths {
-		h := &tar.Header{Name: strings.TrimPrefix(path, "/"), Mode: mode, Size: int64(len(files[path])), Format: tar.FormatPAX}
-		if err := w.WriteHeader(h); err != nil {
-			return nil, err
+	return layer(oci, func(w *tar.Writer) error {
+		for _, path := range paths {
+			h := &tar.Header{Name: strings.TrimPrefix(path, "/"), Mode: mode, Size: int64(len(files[path])), Format: tar.FormatPAX}
+			if err := w.WriteHeader(h); err != nil {
+				return err
+			}
+			if _, err := w.Write(files[path]); err != nil {
+				return err
+			}
 		}
-		if _, err := w.Write(files[path]); err != nil {
-			return nil, err
-		}
+		return nil
+	})
+}
+
+func linkLayer(path, to string, oci bool) (v1.Layer, error) {
+	return layer(oci, func(w *tar.Writer) error {
+		return w.WriteHeader(&tar.Header{Name: strings.TrimPrefix(path, "/"), Linkname: to, Typeflag: tar.TypeSymlink, Mode: 0o777, Format: tar.FormatPAX})
+	})
+}
+
+// layer is a layer of what fill writes.
+func layer(oci bool, fill func(*tar.Writer) error) (v1.Layer, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := fill(w); err != nil {
+		return nil, err
 	}
 	if err := w.Close(); err != nil {
 		return nil, err
