@@ -717,6 +717,8 @@ type firstAsked struct {
 	at *time.Time
 }
 
+func (f firstAsked) As(updater.Logins) updater.Registry { return f }
+
 func (f firstAsked) Resolve(ctx context.Context, ref string) (string, error) {
 	if f.at.IsZero() {
 		*f.at = time.Now()
