@@ -35,9 +35,9 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 	if skip != nil && skip.Reason == NotRunning && (s.IncludeStopped || asked.back()) || adopted(w, s) {
 		skip = nil
 	}
-	if skip != nil && (skip.Reason == NotRunning || skip.Reason == Mixed) {
-		// Whatever the registry holds: what does not run, or not in one version,
-		// is not up to date either.
+	if skip != nil && (skip.Reason == NotRunning || skip.Reason == Mixed || skip.Reason == BackendUnavailable) {
+		// Whatever the registry holds: what does not run, or not in one version, or
+		// cannot be looked at, is not up to date either.
 		return say(skip.Reason, time.Time{}, "%s", skip.Detail)
 	}
 	if f.refusal != nil {
@@ -48,11 +48,11 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 		switch {
 		case bare(c.Ref) == bare(w.Image):
 		case !slices.Contains(w.Runs.Digests, c.Digest):
-			return say(UpToDate, time.Time{}, "%s is the same image for %s", c.Ref, w.Runs.Platform)
+			return say(UpToDate, time.Time{}, "%s is the same image for %s", bare(c.Ref), w.Runs.Platform)
 		default:
-			return say(UpToDate, time.Time{}, "%s is the same image under another tag", c.Ref)
+			return say(UpToDate, time.Time{}, "%s is the same image under another tag", bare(c.Ref))
 		}
-		return say(UpToDate, time.Time{}, "it runs what %s stands for", c.Ref)
+		return say(UpToDate, time.Time{}, "it runs what %s stands for", bare(c.Ref))
 	}
 	if skip != nil {
 		return say(skip.Reason, time.Time{}, "%s", skip.Detail)
@@ -65,7 +65,7 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 	case m.Hold.holds(now):
 		return say(Held, m.Hold.Until, "held since %s%s", stamp(m.Hold.At), said(*m.Hold))
 	case s.Mode == ModeMonitor && asked == nil:
-		return say(Monitor, time.Time{}, "%s is there; its mode is monitor, so it is not touched", c.Ref)
+		return say(Monitor, time.Time{}, "%s is there; its mode is monitor, so it is not touched", bare(c.Ref))
 	}
 	if r := m.rejection(c, now); r != nil {
 		return say(r.Reason, r.Until, "%s since %s%s%s: %s; lift it with: updaterd forget %s", r.Reason, stamp(r.At), by(r.Who), until(r.Until), r.Why, w.ID)
@@ -100,7 +100,7 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 	if f.detail != "" {
 		return say(Update, time.Time{}, "%s", f.detail)
 	}
-	return say(Update, time.Time{}, "%s now stands for %s", c.Ref, c.Digest)
+	return say(Update, time.Time{}, "%s now stands for %s", bare(c.Ref), c.Digest)
 }
 
 // bare is a reference without its digest.

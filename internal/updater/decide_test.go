@@ -38,6 +38,8 @@ func TestDecide(t *testing.T) {
 		until    time.Time
 	}{
 		{name: "another digest is an update", want: Update, detail: "web:1 now stands for " + digestB},
+		{name: "what a tag stands for is said of the tag", finding: func(f *finding) { f.candidate = &Image{Ref: "web:1@" + digestB, Digest: digestB} },
+			want: Update, detail: "web:1 now stands for " + digestB},
 		{name: "the policy's sentence is the detail", finding: func(f *finding) { f.detail = "1.4.2 is the highest" }, want: Update, detail: "1.4.2 is the highest"},
 		{name: "the digest that runs is up to date", workload: runs(func(r *Running) { r.Digests = []string{digestB} }), want: UpToDate, detail: "it runs what web:1 stands for"},
 		{name: "one of several digests of what runs is up to date", workload: runs(func(r *Running) { r.Digests = []string{digestA, digestB} }), want: UpToDate},
@@ -50,7 +52,7 @@ func TestDecide(t *testing.T) {
 		{name: "the same image under another tag is up to date", workload: func(w *Workload) { w.Image, w.Runs.Digests = "web:0", []string{digestB} }, want: UpToDate, detail: "under another tag"},
 		{name: "the same image for this platform under another tag is up to date", workload: func(w *Workload) { w.Image, w.Runs.Manifest = "web:0", "sha256:mb" }, want: UpToDate, detail: "web:1 is the same image for"},
 		{name: "a digest behind the same tag is not another tag", workload: func(w *Workload) { w.Runs.Digests = []string{digestB} },
-			finding: func(f *finding) { f.candidate = &Image{Ref: "web:1@" + digestB, Digest: digestB} }, want: UpToDate, detail: "it runs what"},
+			finding: func(f *finding) { f.candidate = &Image{Ref: "web:1@" + digestB, Digest: digestB} }, want: UpToDate, detail: "it runs what web:1 stands for"},
 
 		{name: "a refusal of looking is the reason", finding: func(f *finding) { f.refusal = &Refusal{Reason: RateLimited, Detail: "try later"} }, want: RateLimited, detail: "try later"},
 		{name: "no candidate needs no candidate", finding: func(f *finding) { *f = finding{refusal: &Refusal{Reason: NoCandidate, Detail: "no tag fits"}} }, want: NoCandidate},
@@ -64,6 +66,7 @@ func TestDecide(t *testing.T) {
 			finding: func(f *finding) { *f = finding{refusal: &Refusal{Reason: RegistryUnavailable}} }, want: RegistryUnavailable},
 		{name: "stopped ones asked for are no others", workload: skip(Mixed), settings: func(s *Settings) { s.IncludeStopped = true }, want: Mixed},
 		{name: "copies that differ are mixed", workload: func(w *Workload) { skip(Mixed)(w); w.Runs.Digests = []string{digestB} }, want: Mixed},
+		{name: "what cannot be looked at is not up to date either", workload: func(w *Workload) { skip(BackendUnavailable)(w); w.Runs.Digests = []string{digestB} }, want: BackendUnavailable, detail: "because"},
 		{name: "what cannot be replaced is refused", workload: skip(Unsupported), want: Unsupported},
 		{name: "what cannot be replaced need not be when it is up to date", workload: func(w *Workload) { skip(Unsupported)(w); w.Runs.Digests = []string{digestB} }, want: UpToDate},
 
