@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"github.com/updaterd/updaterd/internal/config"
 	"github.com/updaterd/updaterd/internal/docker"
 	"github.com/updaterd/updaterd/internal/journal"
@@ -91,6 +93,10 @@ func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, err
 		w.places = append(w.places, updater.Place{Backend: host, State: state})
 	}
 	if as != finishes { // what needs that lives on a host
+		if len(c.Kubernetes) > 0 {
+			// Some of what client-go has to say goes to a log of the whole process.
+			klog.SetSlogLogger(log.With("component", "client-go"))
+		}
 		for _, k := range c.Kubernetes {
 			if err := p.wireCluster(w, k); err != nil {
 				return nil, err
@@ -119,6 +125,9 @@ func (p program) wireCluster(w *wiring, k config.Kubernetes) error {
 		Name: k.Name, REST: conn.REST, Namespaces: k.Namespaces, Selector: k.Selector, Log: log,
 		Resolve: func(ctx context.Context, ref string, by updater.Logins) (string, error) {
 			return w.registry.Load().As(by).Resolve(ctx, ref)
+		},
+		Exists: func(ctx context.Context, ref string, by updater.Logins) (bool, error) {
+			return w.registry.Load().Exists(ctx, ref, by)
 		},
 	})
 	if err != nil {

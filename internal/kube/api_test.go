@@ -589,6 +589,9 @@ func (s *server) newPod(resource, name string, uid types.UID, template corev1.Po
 		case "unreachable":
 			st.State.Waiting = &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "dial tcp: connection refused"}
 			st.ImageID = ""
+		case "lost":
+			st.State.Waiting = &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "failed to resolve reference " + c.Image + ": not found"}
+			st.ImageID = ""
 		default:
 			st.State.Running = &corev1.ContainerStateRunning{}
 			p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, st)

@@ -111,7 +111,7 @@ func (c *Cluster) kept(r Resource, namespace string) *watched {
 }
 
 // owners are the objects with a pod template, from the watches where there are any.
-// A kind that may not be read is left out, and said once.
+// A kind that may not be read is said once, and is what it was when it last might.
 func (c *Cluster) owners(ctx context.Context) ([]*owner, error) {
 	var all []*owner
 	for _, namespace := range c.scopes() {
@@ -122,25 +122,48 @@ func (c *Cluster) owners(ctx context.Context) ([]*owner, error) {
 				}
 				continue
 			}
-			objects, err := c.list(ctx, k.resource, namespace, c.selector, k.list())
-			switch {
-			case apierrors.IsForbidden(err):
-				if c.once("forbidden " + k.resource.Name + " " + namespace) {
-					c.log.Warn("a kind of workload may not be listed, so none of it is looked at", "kind", k.name, "namespace", namespace, "err", err)
-				}
-				continue
-			case err != nil:
-				return nil, fmt.Errorf("cluster %s: listing %s: %w", c.name, k.resource.Name, err)
+			some, err := c.ownersOf(ctx, k, namespace)
+			if err != nil {
+				return nil, err
 			}
-			for _, object := range objects {
-				o, err := read(object)
-				if err != nil {
-					return nil, err
-				}
-				all = append(all, o)
-			}
+			all = append(all, some...)
 		}
 	}
+	return all, nil
+}
+
+// ownersOf lists one kind of object. What has been there is not gone because it may
+// not be listed any more: see owner.unlisted.
+func (c *Cluster) ownersOf(ctx context.Context, k kind, namespace string) (all []*owner, err error) {
+	key := k.resource.Name + " " + namespace
+	objects, err := c.list(ctx, k.resource, namespace, c.selector, k.list())
+	switch {
+	case apierrors.IsForbidden(err):
+		if c.once("forbidden " + key) {
+			c.log.Warn("a kind of workload may not be listed, so none of it is looked at", "kind", k.name, "namespace", namespace, "err", err)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, o := range c.last[key] {
+			was := *o
+			was.unlisted = fmt.Sprintf("%s may not be listed any more: %v", k.resource.Name, err)
+			all = append(all, &was)
+		}
+		return all, nil
+	case err != nil:
+		return nil, fmt.Errorf("cluster %s: listing %s: %w", c.name, k.resource.Name, err)
+	}
+	for _, object := range objects {
+		o, err := read(object)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, o)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last[key] = all
+	delete(c.told, "forbidden "+key)
 	return all, nil
 }
 

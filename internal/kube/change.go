@@ -393,6 +393,12 @@ func (c *Cluster) writeBack(ctx context.Context, ch updater.Change, org origin, 
 		back, refs := c.back(ctx, ch, org, live)
 		r.Refs = refs
 		from, to, theirs := map[string]string{}, map[string]string{}, ""
+		for name := range org.Before {
+			if _, ok := live.container(name); !ok {
+				theirs = "somebody removed the container " + name
+				delete(r.Refs, c.id(live, name))
+			}
+		}
 		for name, now := range live.images(org.Before) {
 			ct, _ := live.container(name)
 			switch {

@@ -636,6 +636,83 @@ func TestATestThatNeverRanSaysNothing(t *testing.T) {
 	require.ErrorContains(t, err, "connection refused")
 }
 
+func TestAKindThatMayNotBeListedAnyMoreIsNotGone(t *testing.T) {
+	s, c := web(t)
+	before, err := c.Workloads(t.Context())
+	require.NoError(t, err)
+	s.denied["list deployments"] = true
+	for range 2 {
+		all, err := c.Workloads(t.Context())
+		require.NoError(t, err)
+		require.Len(t, all, len(before))
+		for _, w := range all {
+			require.NotNil(t, w.Skip, w.ID)
+			require.Equal(t, updater.BackendUnavailable, w.Skip.Reason)
+			require.Contains(t, w.Skip.Detail, "deployments may not be listed any more")
+		}
+	}
+	s.denied["list deployments"] = false
+	after, err := c.Workloads(t.Context())
+	require.NoError(t, err)
+	require.Nil(t, after[0].Skip)
+}
+
+// TestAContainerThatSomebodyRemoved in mid-change is their decision; what else was
+// written is taken back.
+func TestAContainerThatSomebodyRemoved(t *testing.T) {
+	s, c := web(t)
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2, "deployment/web/side "+side1+" "+side2))
+	s.mu.Lock()
+	spec := dig(s.objects["deployments/shop/web"], "spec", "template", "spec")
+	for _, one := range spec["containers"].([]any) {
+		if one.(map[string]any)["name"] == "app" {
+			spec["containers"] = []any{one}
+		}
+	}
+	s.store("deployments/shop/web", toMap(s.objects["deployments/shop/web"]), "kubectl")
+	s.mu.Unlock()
+	o, err := c.Observe(t.Context(), ch, 1, updater.NewSide)
+	require.NoError(t, err)
+	require.True(t, o.Gone)
+	_, err = goBack(t, c, ch)
+	require.ErrorIs(t, err, updater.ErrSuperseded)
+	require.ErrorContains(t, err, "somebody removed the container side")
+	require.Equal(t, map[string]string{"app": app1}, s.images("deployments", "web"))
+}
+
+func TestWhatNodesDoNotFindIsAskedOfTheRegistry(t *testing.T) {
+	away := errors.New("connection refused")
+	for name, tt := range map[string]struct {
+		there bool
+		err   error
+		want  updater.Verdict
+		says  string
+	}{
+		"the registry has it no more": {want: updater.Bad, says: "has it no more"},
+		"a mirror is out of date":     {there: true, want: updater.Unclear, says: "but the registry has it"},
+		"the registry cannot say":     {err: away, want: updater.Unclear, says: "connection refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, c := web(t)
+			asked := 0
+			c.exists = func(_ context.Context, ref string, by updater.Logins) (bool, error) {
+				require.Equal(t, app2+"-lost@"+fakeDigest(app2+"-lost"), ref)
+				require.NotNil(t, by)
+				asked++
+				return tt.there, tt.err
+			}
+			ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2+"-lost"))
+			for range 3 {
+				o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+				require.NoError(t, err)
+				require.Equal(t, tt.want, o.Blame, o.Fault)
+				require.Contains(t, o.Fault, tt.says)
+			}
+			require.Equal(t, 1, asked)
+		})
+	}
+}
+
 func TestAKindThatMayNotBeListedIsLeftOut(t *testing.T) {
 	s, c := web(t)
 	s.denied["list cronjobs"] = true

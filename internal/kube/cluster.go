@@ -32,6 +32,9 @@ type Options struct {
 	// Resolve says what a tag stands for now, so that going back pins what has moved.
 	// nil: only a tag that the change itself followed is known to have moved.
 	Resolve func(ctx context.Context, ref string, by updater.Logins) (digest string, err error)
+	// Exists asks the registry of ref, anew each time, whether it has what ref says. nil:
+	// what nodes do not find is taken not to exist.
+	Exists func(ctx context.Context, ref string, by updater.Logins) (bool, error)
 	// Log gets what is worth telling but stops nothing; nil: nowhere.
 	Log *slog.Logger
 }
@@ -44,12 +47,17 @@ type Cluster struct {
 	log        *slog.Logger
 	api        *Client
 	moved      func(ctx context.Context, ref string, by updater.Logins) (digest string, err error)
+	exists     func(ctx context.Context, ref string, by updater.Logins) (bool, error)
 	keys       *keys
 
 	mu      sync.Mutex
 	watched []*watched        // nil unless Run is under way
 	seen    map[string]glance // by change: what this process has seen live
 	told    map[string]bool   // what was told once
+	// last is what was listed without a watch, by kind and namespace.
+	last map[string][]*owner
+	// asked is what registries answered about images that nodes do not find.
+	asked map[string]existence
 }
 
 var _ updater.Backend = (*Cluster)(nil)
@@ -69,8 +77,8 @@ func New(o Options) (*Cluster, error) {
 	}
 	c := &Cluster{
 		name: o.Name, namespaces: o.Namespaces, selector: o.Selector,
-		log: o.Log.With("backend", o.Name), api: api, moved: o.Resolve,
-		seen: map[string]glance{}, told: map[string]bool{},
+		log: o.Log.With("backend", o.Name), api: api, moved: o.Resolve, exists: o.Exists,
+		seen: map[string]glance{}, told: map[string]bool{}, asked: map[string]existence{}, last: map[string][]*owner{},
 	}
 	c.keys = &keys{c: c, secrets: map[string]*kept[updater.Login]{}, accounts: map[string]*kept[[]string]{}}
 	return c, nil

@@ -525,7 +525,7 @@ func (j *journal) edit(ctx context.Context, unit string, do func(*book) bool) er
 			return err
 		}
 		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && !apierrors.IsNotFound(err) && !rested(ctx, pause) {
-			return err
+			return context.Cause(ctx)
 		}
 		was := p
 		if p, err = j.live(ctx, name); err != nil {

@@ -80,6 +80,8 @@ type owner struct {
 	// touched is when an updaterd last wrote it, by the API server's clock.
 	touched time.Time
 
+	// unlisted says why it cannot be seen how it is now; "" when it can.
+	unlisted     string
 	paused       bool // a Deployment is paused, a CronJob suspended
 	onDelete     bool // its pods are only replaced when somebody deletes them
 	orderedReady bool // a StatefulSet makes its pods one after the other

@@ -76,6 +76,8 @@ type blamed struct {
 	// does.
 	fault   string
 	verdict updater.Verdict
+	// missing: nodes do not find the image, which the registry is to confirm.
+	missing bool
 	// logs is what a container that ended left as its message.
 	logs string
 	// restarted is when one was last restarted.
@@ -93,7 +95,7 @@ type blamed struct {
 func blame(o *owner, pods []*pod, images map[string]string, name string, since time.Time) blamed {
 	var b blamed
 	exits, unready, around := 0, 0, ""
-	last := ""
+	last, missing := "", ""
 	c, _ := o.container(name)
 	for _, p := range pods {
 		if !p.is(images) {
@@ -126,6 +128,8 @@ func blame(o *owner, pods []*pod, images map[string]string, name string, since t
 		case e.certain != "":
 			b.fault, b.verdict = "pod "+p.Name+": "+e.certain, updater.Bad
 			return b
+		case e.missing != "":
+			missing = "pod " + p.Name + ": " + e.missing
 		case e.exit != "" && p.readyNow():
 			// It came up again by itself.
 		case e.exit != "":
@@ -144,6 +148,8 @@ func blame(o *owner, pods []*pod, images map[string]string, name string, since t
 	switch {
 	case exits >= 2:
 		b.fault, b.verdict = fmt.Sprintf("%d pods ended, such as %s", exits, last), updater.Bad
+	case missing != "":
+		b.fault, b.verdict, b.missing = missing, updater.Bad, true
 	case exits+unready > 0:
 		// Not enough to condemn it now, and enough when time runs out.
 	case o.failure != "":
@@ -169,6 +175,7 @@ func (p *pod) since(s corev1.ContainerStatus, then time.Time) corev1.ContainerSt
 // sign is what the status of one container speaks of.
 type sign struct {
 	certain string // the image is to blame
+	missing string // the image is not found
 	exit    string // it may be: it ran and ended once
 	around  string // the surroundings are
 	logs    string
@@ -212,9 +219,12 @@ func evidence(s corev1.ContainerStatus, init bool) (e sign) {
 	case "InvalidImageName":
 		e.certain = said
 	case "ErrImagePull", "ImagePullBackOff":
-		if noSuchImage(w.Message) {
-			e.certain = "its image does not exist: " + said
-		} else {
+		switch {
+		case strings.Contains(w.Message, "no match for platform"), strings.Contains(w.Message, "no matching manifest"):
+			e.certain = "its image does not exist for this platform: " + said
+		case noSuchImage(w.Message):
+			e.missing = "its image does not exist: " + said
+		default:
 			e.around = "its image cannot be pulled: " + said
 		}
 	case "CreateContainerConfigError":
@@ -257,9 +267,8 @@ func cannotStart(message string) bool {
 	return strings.Contains(m, `exec: "`) && (strings.Contains(m, "no such file or directory") || strings.Contains(m, "permission denied"))
 }
 
-// noSuchImage reports whether a pull failed because the registry has no such
-// manifest, or none for this platform. What may as well be a missing right is not
-// among it.
+// noSuchImage reports whether a pull failed because what was asked has no such
+// manifest. What may as well be a missing right is not among it.
 func noSuchImage(message string) bool {
 	m := strings.ToLower(message)
 	for _, s := range []string{"authoriz", "denied", "forbidden", "credential", "no such host"} {
@@ -267,10 +276,8 @@ func noSuchImage(message string) bool {
 			return false
 		}
 	}
-	for _, s := range []string{"manifest unknown", "no match for platform", "no matching manifest"} {
-		if strings.Contains(m, s) {
-			return true
-		}
+	if strings.Contains(m, "manifest unknown") {
+		return true
 	}
 	// containerd says "not found" of a blob as well, which a mirror may have lost. Only
 	// a reference that does not resolve is one that does not exist.
@@ -411,6 +418,9 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 		since = ch.Since
 	}
 	b := blame(o, pods, images, ct.name, since)
+	if b.missing {
+		b.fault, b.verdict = c.confirm(ctx, o, ct, pods, b.fault)
+	}
 	if side == updater.OldSide && standing(pods, ch, org) >= int(o.desired) {
 		// As many as are wanted run what ran before. That the controller makes them
 		// anew, because the reference is pinned now, is no matter of health.
@@ -426,6 +436,45 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 		ob.Fault, ob.Blame = "nothing is known that speaks against the image", updater.Unclear
 	}
 	return ob, nil
+}
+
+// confirm says whether an image that nodes do not find is to blame for it: only if the
+// registry itself has no such thing. What nodes pull through may be out of date.
+func (c *Cluster) confirm(ctx context.Context, o *owner, ct container, pods []*pod, fault string) (string, updater.Verdict) {
+	if c.exists == nil {
+		return fault, updater.Bad
+	}
+	c.mu.Lock()
+	was, ok := c.asked[ct.image]
+	c.mu.Unlock()
+	if !ok || time.Since(was.at) >= askAgain {
+		was = existence{at: time.Now()}
+		was.there, was.err = c.exists(ctx, ct.image, c.logins(o, pods))
+		if ctx.Err() != nil {
+			return fault, updater.Unclear
+		}
+		c.mu.Lock()
+		maps.DeleteFunc(c.asked, func(_ string, e existence) bool { return time.Since(e.at) >= askAgain })
+		c.asked[ct.image] = was
+		c.mu.Unlock()
+	}
+	switch {
+	case was.err != nil:
+		return fmt.Sprintf("%s; the registry cannot be asked whether that is so: %v", fault, was.err), updater.Unclear
+	case was.there:
+		return fault + "; but the registry has it: see what the nodes pull through (a mirror, a cache)", updater.Unclear
+	}
+	return fault + "; the registry has it no more", updater.Bad
+}
+
+// askAgain is the pause before a registry is asked again whether it has an image.
+const askAgain = 30 * time.Second
+
+// existence is whether a registry had an image.
+type existence struct {
+	at    time.Time
+	there bool
+	err   error
 }
 
 // standing counts the pods that are ready on the images of before, however these are
@@ -523,7 +572,11 @@ func (c *Cluster) failedRun(ctx context.Context, o *owner, ct container, j *batc
 		if p.job != j.Name || s == nil || p.gone() {
 			continue
 		}
-		if e := evidence(*s, true); e.certain != "" || e.exit != "" {
+		e := evidence(*s, true)
+		if e.missing != "" {
+			ob.Fault, ob.Blame = c.confirm(ctx, o, ct, podsOf(all, o), ob.Fault+": "+e.missing)
+		}
+		if e.certain != "" || e.exit != "" {
 			ob.Blame, ob.Logs = updater.Bad, e.logs
 			ob.Fault += ": " + e.certain + e.exit
 			break

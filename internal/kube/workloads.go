@@ -77,6 +77,9 @@ func newestRun(pods []*pod) []*pod {
 
 // skip is the cluster's own reason to leave a container alone.
 func skip(o *owner, c container, runs updater.Running, mixed string) *updater.Refusal {
+	if o.unlisted != "" {
+		return &updater.Refusal{Reason: updater.BackendUnavailable, Detail: o.unlisted}
+	}
 	if r := managedElsewhere(o, c); r != nil {
 		return r
 	}

@@ -115,11 +115,14 @@ func contentDigest(h http.Header) (digest.Digest, bool) {
 	return d, err == nil
 }
 
-// resolve finds the digest of n's tag with a HEAD, which costs nothing where
+// resolve finds the digest of n's tag, or that n's digest is there, with a HEAD, which costs nothing where
 // pulls are counted, and with a GET where that does not do.
 func (c *Client) resolve(ctx context.Context, n name, cr credential) (string, error) {
-	what := n.repo + ":" + n.tag
-	q := question{method: http.MethodHead, kind: "manifests", path: "/v2/" + n.repo + "/manifests/" + n.tag, accept: acceptManifests, limit: manifestLimit}
+	what, ref := n.repo+":"+n.tag, n.tag
+	if n.tag == "" {
+		what, ref = n.repo+"@"+n.digest, n.digest
+	}
+	q := question{method: http.MethodHead, kind: "manifests", path: "/v2/" + n.repo + "/manifests/" + ref, accept: acceptManifests, limit: manifestLimit}
 	a, who, err := c.ask(ctx, n, cr, q)
 	if err != nil {
 		return "", err

@@ -15,6 +15,7 @@ package registry
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -173,6 +174,22 @@ func (c *Client) Resolve(ctx context.Context, ref string) (string, error) {
 // number, to learn from the config what the image is for.
 func (c *Client) Image(ctx context.Context, ref, d string, p updater.Platform) (updater.Image, error) {
 	return view{c, nil}.Image(ctx, ref, d, p)
+}
+
+// Exists asks, anew each time, whether the registry has what ref says, as it shows
+// itself to l (nil: to the Client's own credentials): the digest where ref has one, else
+// the tag.
+func (c *Client) Exists(ctx context.Context, ref string, l updater.Logins) (bool, error) {
+	_, err := each(ctx, view{c, l}, ref, func(n name, cr credential) (string, error) {
+		if n.digest != "" {
+			n.tag = ""
+		}
+		return c.resolve(ctx, n, cr)
+	})
+	if r, ok := errors.AsType[*updater.Refusal](err); ok && r.Reason == updater.NotFound {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // As returns what the registries hold as they show it to l: see view.

@@ -171,6 +171,32 @@ func TestWhatIsSaidOfOnesLoginsIsNotSaidToAnother(t *testing.T) {
 	}
 }
 
+func TestWhetherAnImageIsThereIsAskedAnew(t *testing.T) {
+	f := closed()
+	c, _ := client(t, setup{}, internet{example: f})
+	ann := has(example, "ann:s3cret")
+	d, err := c.As(ann).Resolve(bg, web)
+	require.NoError(t, err)
+	for _, ref := range []string{web, web + "@" + d, example + "/acme/web@" + d} {
+		there, err := c.Exists(bg, ref, ann)
+		require.NoError(t, err, ref)
+		require.True(t, there, ref)
+		_, err = c.Exists(bg, ref, nil)
+		refused(t, err, updater.Unauthorized, example)
+	}
+	f.mu.Lock()
+	clear(f.manifests)
+	f.mu.Unlock()
+	for _, ref := range []string{web, web + "@" + d} {
+		there, err := c.Exists(bg, ref, ann)
+		require.NoError(t, err, ref)
+		require.False(t, there, ref)
+	}
+	down, _ := client(t, setup{}, internet{})
+	_, err = down.Exists(bg, web, ann)
+	refused(t, err, updater.RegistryUnavailable)
+}
+
 // TestNothingIsReadAgainForNothing: only what was refused may have been renewed.
 func TestNothingIsReadAgainForNothing(t *testing.T) {
 	f := closed()
