@@ -134,6 +134,10 @@ func onEngine(t *testing.T) {
 // isPodmanRun reports whether the tests run on Podman.
 func isPodmanRun() bool { return os.Getenv("UPDATERD_ENGINE") == "podman" }
 
+// isDocker29Run reports whether the tests run on a Docker with its images in
+// containerd.
+func isDocker29Run() bool { return os.Getenv("UPDATERD_ENGINE") == "29" }
+
 // doesNotApply skips a test that proves nothing on this engine, and says why.
 func doesNotApply(t *testing.T, why string) {
 	t.Helper()
