@@ -319,13 +319,10 @@ func TestQuestionThatIsNotAnswered(t *testing.T) {
 	})})
 	require.NoError(t, err)
 	defer h.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
 	all := routes()
-	for i, a := range h.ask(ctx, h.client(), all) {
+	for i, a := range h.ask(t.Context(), h.client(), all) { // for askLimit
 		if strings.HasSuffix(all[i].path, "/wait") {
 			require.Equal(t, unknown, a)
-			require.Error(t, ctx.Err(), "it took all the time there was")
 			continue
 		}
 		require.Equal(t, allowed, a, all[i])
