@@ -217,8 +217,10 @@ func TestStoppedContainers(t *testing.T) {
 	}
 	looping := start{policy: "always", image: stage.Image{Version: "v1", Behave: stage.Behaviour{Exit: ptr(1), ExitAfter: 20 * time.Millisecond}},
 		config:  settings + "  include-stopped: true\n",
-		waitFor: func(c container.InspectResponse) bool { return c.RestartCount > 5 && restarting(c) }}
+		waitFor: func(c container.InspectResponse) bool { return c.RestartCount > 5 && c.State.Restarting }}
+	const noLoops = "Podman stops nothing between two starts of a crash loop, so such a container is left alone"
 	t.Run("restarting, and healed", func(t *testing.T) {
+		stage.NotOn(t, engine.Podman, noLoops)
 		t.Parallel()
 		r := newRig(t, looping)
 		digest := r.push("latest", stage.Image{Version: "v2"})
@@ -226,6 +228,7 @@ func TestStoppedContainers(t *testing.T) {
 		r.updated("v2", digest)
 	})
 	t.Run("restarting, and no better", func(t *testing.T) {
+		stage.NotOn(t, engine.Podman, noLoops)
 		t.Parallel()
 		r := newRig(t, looping)
 		r.pushBad("latest", "v2")
@@ -234,14 +237,8 @@ func TestStoppedContainers(t *testing.T) {
 		c := r.alone()
 		require.Equal(t, r.before.ID, c.ID)
 		require.Equal(t, r.before.HostConfig.RestartPolicy, c.HostConfig.RestartPolicy)
-		require.True(t, c.State.Running || restarting(c))
+		require.True(t, c.State.Running || c.State.Restarting)
 	})
-}
-
-// restarting: the engine is about to start it again. Podman calls that stopped, and
-// exited what stays so.
-func restarting(c container.InspectResponse) bool {
-	return c.State.Restarting || c.State.Status == "stopped"
 }
 
 // TestRemovedWhenItStops: a container that was run with --rm is refused, or

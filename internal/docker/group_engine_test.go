@@ -197,6 +197,9 @@ func TestDependentsWhoseTagMovedOnGoAlongAsTheyAre(t *testing.T) {
 		t.Run(fmt.Sprintf("the tag is gone %v", gone), func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
+			if gone && isPodmanRun() {
+				doesNotApply(t, "Podman removes the containers of an image together with its last name, or keeps the name")
+			}
 			r.image(t, "vpn", func(*v1.Config) {})
 			r.image(t, "app", func(c *v1.Config) { c.Labels = map[string]string{"app": "one"} })
 			r.pull(t, "vpn")
@@ -220,7 +223,7 @@ func TestDependentsWhoseTagMovedOnGoAlongAsTheyAre(t *testing.T) {
 				r.allLive(t, []string{"vpn"})
 				r.lives(t, "app")
 				for _, left := range r.leftovers(t, "app") {
-					require.True(t, isDocker29Run() && !gone, "%s is left", left)
+					require.True(t, (isDocker29Run() || isPodmanRun()) && !gone, "%s is left", left)
 					kept, err := r.cli.ImageInspect(t.Context(), left)
 					require.NoError(t, err)
 					require.Equal(t, []string{left}, kept.RepoTags, "its last name, which that engine does not take")

@@ -263,9 +263,6 @@ func (h *Host) inspect(ctx context.Context, ref string) (*box, error) {
 	case c.ID != ref && c.Name != "/"+ref:
 		return nil, nil
 	}
-	if h.isPodman() {
-		showLoop(&c)
-	}
 	return &box{InspectResponse: c, raw: raw}, nil
 }
 

@@ -173,7 +173,7 @@ func (h *Host) plan(ctx context.Context, c *updater.Change, part int, all []kin)
 	status := old.State.Status
 	p.Idle = !old.running() || old.State.Paused
 	switch {
-	case asked && status != container.StateRunning && !p.Settings.IncludeStopped:
+	case asked && status != container.StateRunning && !p.Settings.IncludeStopped, loops(old):
 		return origin{}, &updater.Refusal{Reason: updater.NotRunning, Detail: notRunning(status)}
 	case !asked && old.State.Paused, status == container.StateRemoving, status == container.StateDead:
 		return origin{}, &updater.Refusal{Reason: updater.NotRunning, Detail: notRunning(status)}

@@ -33,18 +33,15 @@ func steadily(ctx context.Context, ask func() error) error {
 	}
 }
 
-// showLoop has a container that Podman is about to start again look as it does on
-// Docker: Podman calls it stopped until its end has been dealt with, and exited if
-// nothing follows.
-func showLoop(c *container.InspectResponse) {
-	if c.State.Status == podmanEnding && !c.HostConfig.RestartPolicy.IsNone() {
-		c.State.Restarting, c.State.Status = true, container.StateRestarting
-	}
-}
-
-// podmanEnding is the state of a container whose program has ended and whose things
-// Podman has not taken away yet.
+// podmanEnding is the state of a container whose program has ended, and which Podman
+// may be about to start again; it is exited if nothing follows.
 const podmanEnding container.ContainerState = "stopped"
+
+// loops reports whether Podman is about to start a container again. There is
+// nothing that it stops then, and the next start follows.
+func loops(b *box) bool {
+	return b.State.Status == podmanEnding && !b.HostConfig.RestartPolicy.IsNone() && b.HostConfig.RestartPolicy.Name != ""
+}
 
 // podmanAPI is the version of Podman's own API that is spoken, which Podman 4 and
 // later do.

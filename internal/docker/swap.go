@@ -814,24 +814,10 @@ func (s stopping) options() container.StopOptions {
 func (h *Host) stop(ctx context.Context, b *box, set stopping) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout(b, set.timeout)+stopSlack)
 	defer cancel()
-	for {
-		if err := h.client().ContainerStop(ctx, b.ID, set.options()); err != nil {
-			return fmt.Errorf("stopping container %s: %w", b.name(), err)
-		}
-		if !h.isPodman() || b.HostConfig.RestartPolicy.IsNone() {
-			return nil
-		}
-		// Between two starts there is nothing that Podman stops, and the next follows.
-		now, err := h.inspect(ctx, b.ID)
-		if err != nil || now == nil || !now.running() {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("stopping container %s: Podman starts it again and again: %w", b.name(), ctx.Err())
-		case <-time.After(20 * time.Millisecond):
-		}
+	if err := h.client().ContainerStop(ctx, b.ID, set.options()); err != nil {
+		return fmt.Errorf("stopping container %s: %w", b.name(), err)
 	}
+	return nil
 }
 
 func (h *Host) start(ctx context.Context, b *box) error {
