@@ -579,6 +579,9 @@ func (e *engine) shown(t *testing.T, o observed) string {
 			name, m.Source = "anonymous", ""
 			m.Mode = "" // "z" for an anonymous one, the mount's own for a named one
 		}
+		if m.Type == mount.TypeImage { // a view of it for this container alone
+			m.Source = ""
+		}
 		mounts[m.Destination] = fmt.Sprint(m.Type, name, m.Source, m.Driver, m.Mode, m.RW, m.Propagation)
 	}
 	networks := map[string]*network.EndpointSettings{}
