@@ -129,11 +129,14 @@ func table(runs []results) string {
 	rows := map[string][]cell{} // by the test's name
 	top := func(name string) string { t, _, _ := strings.Cut(name, "/"); return t }
 	for i, r := range runs {
-		touches, parts := map[string]bool{}, map[string]int{}
+		touches, parts, open := map[string]bool{}, map[string]int{}, map[string]bool{}
 		for key, t := range r.tests {
 			pkg, _, _ := strings.Cut(key, " ")
 			if t.attrs["engine"] != "" {
 				touches[pkg+" "+top(t.name)] = true
+			}
+			if t.outcome == "" {
+				open[pkg+" "+top(t.name)] = true
 			}
 			if !hasParts(r, key) && t.outcome == "pass" {
 				parts[pkg+" "+top(t.name)]++
@@ -155,6 +158,7 @@ func table(runs []results) string {
 				set(t.name, cell{"–", why})
 			case refused != "":
 				set(t.name, cell{"refused", refused})
+			case t.outcome == "":
 			case t.outcome != "pass" && !hasFailedParts(r, key):
 				set(t.name, cell{"**failed**", ""})
 			}
@@ -166,10 +170,13 @@ func table(runs []results) string {
 				continue
 			}
 			text := "passed"
-			if t.outcome != "pass" {
+			switch {
+			case open[key]:
+				text = "did not end"
+			case t.outcome != "pass":
 				text = "**failed**"
 			}
-			if n := parts[key]; n > 1 {
+			if n := parts[key]; n > 1 && !open[key] {
 				text += fmt.Sprintf(" (%d)", n)
 			}
 			set(name, cell{text, ""})

@@ -40,6 +40,28 @@ func TestTable(t *testing.T) {
 `, table([]results{first, second}), "what touches no engine has no row")
 }
 
+// TestTableOfARunThatWasBrokenOff: what began there did not end, and what had not
+// begun was not run.
+func TestTableOfARunThatWasBrokenOff(t *testing.T) {
+	whole, err := read(strings.NewReader(old + `{"Action":"attr","Package":"p","Test":"TestLast","Key":"engine","Value":"Docker 1"}
+{"Action":"pass","Package":"p","Test":"TestLast"}
+`))
+	require.NoError(t, err)
+	broken, err := read(strings.NewReader(`{"Action":"attr","Package":"p","Test":"TestSwap/good","Key":"engine","Value":"Docker 2"}
+{"Action":"pass","Package":"p","Test":"TestSwap/good"}
+{"Action":"run","Package":"p","Test":"TestSwap/a_network"}
+{"Action":"run","Package":"p","Test":"TestSwap"}
+{"Action":"run","Package":"p","Test":"TestLast"}
+`))
+	require.NoError(t, err)
+	require.Error(t, broken.verdict())
+	require.Equal(t, `| test | Docker 1 | Docker 2 |
+|---|---|---|
+| last | passed | not run |
+| swap | passed (2) | did not end |
+`, table([]results{whole, broken}))
+}
+
 func TestWhatIsWrongWithARun(t *testing.T) {
 	const engine = `{"Action":"attr","Package":"p","Test":"TestA","Key":"engine","Value":"Docker 1"}` + "\n"
 	for name, row := range map[string]struct{ lines, want string }{
