@@ -566,10 +566,12 @@ func TestUpdateBehindASocketProxy(t *testing.T) {
 			b, err := h.inspect(t.Context(), r.name(prefix+"-good"))
 			require.NoError(t, err)
 			require.Len(t, b.NetworkSettings.Networks, 2)
-			result, err := h.exec(t.Context(), b, updater.Hook{Command: []string{"/app", "exit", "3"}})
-			require.NoError(t, err)
-			require.Equal(t, 3, result.ExitCode)
-			require.Contains(t, result.Output, "exiting as told")
+			if os.Getenv("UPDATERD_ENGINE") != "proxy" { // see needsExec
+				result, err := h.exec(t.Context(), b, updater.Hook{Command: []string{"/app", "exit", "3"}})
+				require.NoError(t, err)
+				require.Equal(t, 3, result.ExitCode)
+				require.Contains(t, result.Output, "exiting as told")
+			}
 			require.NoError(t, h.Commit(t.Context(), good))
 			require.Empty(t, r.leftovers(t, prefix+"-good"))
 

@@ -143,9 +143,9 @@ func (r *recreation) settings(e endpoint) *network.EndpointSettings {
 		return s // create refuses aliases here since Docker 25
 	}
 	for _, a := range e.settings.Aliases {
-		// Up to API 1.44 the engine adds these two of its own; kept, the new
-		// container would answer to the old one's id.
-		own := a == r.was.shortID() || a == r.was.Config.Hostname && !r.since("1.45")
+		// Up to API 1.44 the engine adds these two of its own (Podman but the first);
+		// kept, the new container would answer to the old one's id.
+		own := a == r.was.shortID() || a == r.was.Config.Hostname && !r.since("1.45") && !r.podman
 		if !own && !slices.Contains(s.Aliases, a) {
 			s.Aliases = append(s.Aliases, a)
 		}

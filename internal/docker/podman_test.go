@@ -9,6 +9,7 @@ import (
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
 	"github.com/stretchr/testify/require"
 
 	"github.com/updaterd/updaterd/internal/updater"
@@ -69,6 +70,17 @@ func TestWhatPodmanIsAboutToStartAgain(t *testing.T) {
 		})
 	}
 	require.Contains(t, notRunning(podmanEnding), "it is restarting")
+}
+
+// TestAnAliasThatIsTheHostName is a person's on Podman, which adds none.
+func TestAnAliasThatIsTheHostName(t *testing.T) {
+	for podman, want := range map[bool][]string{true: {"web", "api"}, false: {"api"}} {
+		r := recreation{api: "1.41", podman: podman, was: inspected{
+			ID: "0123456789abcdef", Config: &container.Config{Hostname: "web"},
+		}}
+		got := r.settings(endpoint{name: "front", settings: &network.EndpointSettings{Aliases: []string{"0123456789ab", "web", "api"}}})
+		require.Equal(t, want, got.Aliases)
+	}
 }
 
 // TestWhatPodmanRemovesWithAContainer: to it a volume is anonymous for ever, so a

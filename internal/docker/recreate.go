@@ -137,7 +137,7 @@ type descriptor struct {
 // The error is a *updater.Refusal that names the field and the remedy. Whether
 // the container may be replaced at all is for refuse to say.
 func recreate(s snapshot, newImage json.RawMessage, ref string, moved map[string]string) (creation, error) {
-	r := recreation{api: s.API, daemon: s.Daemon, ref: ref, networks: s.NetworkNames, moved: moved}
+	r := recreation{api: s.API, podman: s.Podman, daemon: s.Daemon, ref: ref, networks: s.NetworkNames, moved: moved}
 	if err := r.read(s); err != nil {
 		return creation{}, err
 	}
@@ -167,6 +167,7 @@ func unsupported(detail string, err error) error {
 // recreation is one call of recreate under way.
 type recreation struct {
 	api      string
+	podman   bool
 	daemon   string
 	ref      string
 	networks map[string]string // id to name

@@ -25,7 +25,7 @@ import (
 // containers or the container's files tell is for groupOf and copiedIn.
 // noRollback is the setting of that name.
 func refuse(s snapshot, noRollback bool) error {
-	r := recreation{api: s.API, daemon: s.Daemon, networks: s.NetworkNames}
+	r := recreation{api: s.API, podman: s.Podman, daemon: s.Daemon, networks: s.NetworkNames}
 	if err := r.read(s); err != nil {
 		return err
 	}
