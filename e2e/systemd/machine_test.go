@@ -150,6 +150,6 @@ func (m *machine) eventually(timeout time.Duration, what string, ok func() bool)
 	deadline := time.Now().Add(timeout)
 	for !ok() {
 		require.True(m.t, time.Now().Before(deadline), "%s: not within %s\n%s", what, timeout, m.log())
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(200 * time.Millisecond) // each look is processes of its own, in the machine
 	}
 }

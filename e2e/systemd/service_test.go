@@ -201,7 +201,9 @@ func TestService(t *testing.T) {
 		m.run("systemctl", "daemon-reload")
 		m.run("systemctl", "restart", "updaterd")
 		pid := m.property("MainPID")
-		time.Sleep(13 * time.Second) // more than twice what the watchdog waits
+		// That nothing happens cannot be waited for: this is more than twice what the
+		// watchdog waits.
+		time.Sleep(13 * time.Second)
 		require.Equal(t, pid, m.property("MainPID"), "one that answers stays")
 		m.run("sh", "-c", "kill -STOP "+pid)
 		again(pid)
@@ -233,7 +235,9 @@ func TestService(t *testing.T) {
 		out, err := m.try("systemctl", "restart", "updaterd")
 		require.Error(t, err, out)
 		require.Equal(t, "failed", m.property("ActiveState"))
-		time.Sleep(7 * time.Second) // more than RestartSec
+		// That systemd does not try again can only be seen by giving it the time: this
+		// is more than RestartSec.
+		time.Sleep(7 * time.Second)
 		require.Equal(t, "failed", m.property("ActiveState"))
 		require.Equal(t, "2", m.property("ExecMainStatus"))
 		m.write("/etc/updaterd/updaterd.yaml", fast)
