@@ -143,7 +143,7 @@ defaults:
 		},
 		{
 			URL: "http://example.com/",
-			On:  []updater.Event{updater.EventUpdated, updater.EventRestored, updater.EventFailed, updater.EventAwaitingApproval, updater.EventRegistryTrouble},
+			On:  []updater.Event{updater.EventUpdated, updater.EventRestored, updater.EventFailed, updater.EventAwaitingApproval, updater.EventRegistryTrouble, updater.EventRegistryWell},
 		},
 	}, c.Notify)
 
@@ -319,7 +319,7 @@ func TestEveryProblemHasItsPlaceAndRemedy(t *testing.T) {
 		{"another name for GitHub", "webhooks: {senders: [{name: hub, kind: ghcr, secret-file: long, registry: a.io}]}", `:1: webhooks.senders[0].registry: means nothing for ghcr, which is always the same; remove it`},
 		{"a sender twice", "webhooks:\n  senders:\n    - {name: a, kind: ghcr, secret-file: long}\n    - {name: a, kind: gitea, secret-file: long}", `:4: webhooks.senders[1].name: "a" is listed before (FILE:3); keep one`},
 		{"an event that is none", "notify: [{url: 'http://a', on: [updatd]}]", `:1: notify[0].on: "updatd" is no event; did you mean updated?`},
-		{"no event", "notify: [{url: 'http://a', on: []}]", `:1: notify[0].on: names no event, so nothing would be told; name some of updated, restored, failed, refused, superseded, forgotten, rolled-back, recreated, restarted, found, awaiting-approval, rejected, registry-trouble, held, released, approved, paused, resumed, update-asked, rollback-asked, or remove the key`},
+		{"no event", "notify: [{url: 'http://a', on: []}]", `:1: notify[0].on: names no event, so nothing would be told; name some of updated, restored, failed, refused, superseded, forgotten, rolled-back, recreated, restarted, found, awaiting-approval, rejected, registry-trouble, registry-well, held, released, approved, paused, resumed, update-asked, rollback-asked, or remove the key`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

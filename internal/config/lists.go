@@ -382,7 +382,7 @@ func notifyKeys() []key[notifyEntry] {
 		url,
 		without("url-file", readPath, func(e *e) *string { return &e.urlFile }),
 		without("secret-file", readPath, func(e *e) *string { return &e.secretFile }),
-		with("on", "updated, restored, failed, awaiting-approval, registry-trouble", readEvents, func(e *e) *[]updater.Event { return &e.On }),
+		with("on", "updated, restored, failed, awaiting-approval, registry-trouble, registry-well", readEvents, func(e *e) *[]updater.Event { return &e.On }),
 		with("logs", "false", readFlag, func(e *e) *bool { return &e.Logs }),
 		with("batch", "false", readFlag, func(e *e) *bool { return &e.Batch }),
 		without("title", readTemplate, func(e *e) **template.Template { return &e.Title }),
@@ -591,7 +591,7 @@ func readEvents(r raw) ([]updater.Event, error) {
 		updater.EventUpdated, updater.EventRestored, updater.EventFailed, updater.EventRefused,
 		updater.EventSuperseded, updater.EventForgotten, updater.EventRolledBack,
 		updater.EventRecreated, updater.EventRestarted,
-		updater.EventFound, updater.EventAwaitingApproval, updater.EventRejected, updater.EventRegistryTrouble,
+		updater.EventFound, updater.EventAwaitingApproval, updater.EventRejected, updater.EventRegistryTrouble, updater.EventRegistryWell,
 		updater.EventHeld, updater.EventReleased, updater.EventApproved,
 		updater.EventPaused, updater.EventResumed, updater.EventUpdateAsked, updater.EventRollbackAsked,
 	}

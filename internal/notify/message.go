@@ -97,6 +97,8 @@ func (m Message) Text() string {
 		return fmt.Sprintf("%s: the rejection of %v was lifted", m.Workload, m.To)
 	case updater.EventRegistryTrouble:
 		return fmt.Sprintf("registry trouble that lasts, about %s%s", m.Workload, why)
+	case updater.EventRegistryWell:
+		return fmt.Sprintf("registry trouble is over, about %s%s", m.Workload, why)
 	case eventTest:
 		return "this is a test of updaterd's messages; nothing has happened"
 	}

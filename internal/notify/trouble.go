@@ -17,12 +17,17 @@ import (
 const troubled = "\x00registry"
 
 // registries follows how long registries have given no answer, over restarts: what
-// lasts is told once, until there was an answer again.
+// lasts is told once, and once more when there is an answer again.
 func (n *Notifier) registries(w updater.Workload, d updater.Decision, now time.Time) {
 	well, ill := condition(w, d)
+	entry := updater.Entry{At: now, Backend: w.Backend, Workload: w.ID, From: updater.Image{Ref: w.Image, Digest: w.Runs.Digest()}}
+	over := map[string]time.Time{} // what was told, and since when it had been
 	n.mu.Lock()
 	for _, subject := range well {
-		if _, was := n.ill[subject]; was {
+		if began, was := n.ill[subject]; was {
+			if _, known := n.told[key(troubled, subject, "told")]; known {
+				over[subject] = began
+			}
 			delete(n.ill, subject)
 			n.settled[w.Backend] = append(n.settled[w.Backend], key(troubled, subject), key(troubled, subject, "told"))
 		}
@@ -40,18 +45,24 @@ func (n *Notifier) registries(w updater.Workload, d updater.Decision, now time.T
 		n.told[told] = now // once in this pass, too
 	}
 	n.mu.Unlock()
-	if ill == "" || !tell {
-		return
+	var letters []journal.Mail
+	for subject, began := range over {
+		entry.Event = updater.EventRegistryWell
+		entry.Why = fmt.Sprintf("%s answers again; it had given no answer since %s", subject, began.UTC().Format(time.RFC3339))
+		m := n.letter(entry)
+		m.Once = key(troubled, subject, "well", began.UTC().Format(time.RFC3339Nano))
+		letters = append(letters, m)
 	}
-	m := n.letter(updater.Entry{
-		At: now, Backend: w.Backend, Workload: w.ID, Event: updater.EventRegistryTrouble,
-		From: updater.Image{Ref: w.Image, Digest: w.Runs.Digest()},
-		Why:  fmt.Sprintf("%s has given no answer since %s: %s: %s", ill, began.UTC().Format(time.RFC3339), d.Reason, d.Detail),
-	})
-	m.Once = told
+	if ill != "" && tell {
+		entry.Event = updater.EventRegistryTrouble
+		entry.Why = fmt.Sprintf("%s has given no answer since %s: %s: %s", ill, began.UTC().Format(time.RFC3339), d.Reason, d.Detail)
+		m := n.letter(entry)
+		m.Once = told
+		letters = append(letters, m)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.found[w.Backend] = append(n.found[w.Backend], m)
+	n.found[w.Backend] = append(n.found[w.Backend], letters...)
 }
 
 // recall takes up, once, what earlier processes told.

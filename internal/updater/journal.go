@@ -202,6 +202,7 @@ const (
 	EventAwaitingApproval Event = "awaiting-approval" // it waits for a person
 	EventRejected         Event = "rejected"          // the image was found bad: it comes with restored, failed or refused; or a person said so: then it is history
 	EventRegistryTrouble  Event = "registry-trouble"  // a registry has given no answer for long
+	EventRegistryWell     Event = "registry-well"     // of which that was told, and which answers again
 
 	// What a person said.
 	EventHeld          Event = "held"
