@@ -2,8 +2,12 @@ package server
 
 import (
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
+	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -161,4 +165,44 @@ func TestButtonsLeadBackToOurPages(t *testing.T) {
 	require.Equal(t, 409, code)
 	require.Contains(t, body, "no earlier image")
 	require.Contains(t, body, `href="/workloads/local/web"`)
+}
+
+// TestColoursCanBeRead in light and in dark, by the contrast that WCAG asks for:
+// 4.5 for text, 3 for the edge of a field.
+func TestColoursCanBeRead(t *testing.T) {
+	css, err := os.ReadFile("page.css")
+	require.NoError(t, err)
+	luminance := func(hex string) float64 {
+		if len(hex) == 4 {
+			hex = string([]byte{'#', hex[1], hex[1], hex[2], hex[2], hex[3], hex[3]})
+		}
+		sum := 0.0
+		for i, weight := range []float64{0.2126, 0.7152, 0.0722} {
+			n, err := strconv.ParseUint(hex[1+2*i:3+2*i], 16, 8)
+			require.NoError(t, err, hex)
+			v := float64(n) / 255
+			if v <= 0.03928 {
+				v /= 12.92
+			} else {
+				v = math.Pow((v+0.055)/1.055, 2.4)
+			}
+			sum += weight * v
+		}
+		return sum
+	}
+	contrast := func(a, b string) float64 {
+		x, y := luminance(a), luminance(b)
+		return (max(x, y) + 0.05) / (min(x, y) + 0.05)
+	}
+	colours := func(of string) (light, dark string) {
+		m := regexp.MustCompile(of + ` light-dark\((#[0-9a-f]+), (#[0-9a-f]+)\)`).FindSubmatch(css)
+		require.NotNil(t, m, of)
+		return string(m[1]), string(m[2])
+	}
+	light, dark := colours("background:")
+	for of, least := range map[string]float64{"; color:": 4.5, "--good:": 4.5, "--wait:": 4.5, "--bad:": 4.5, "--link:": 4.5, "border: 1px solid": 3} {
+		l, d := colours(of)
+		require.GreaterOrEqual(t, contrast(l, light), least, "%s in light", of)
+		require.GreaterOrEqual(t, contrast(d, dark), least, "%s in dark", of)
+	}
 }
