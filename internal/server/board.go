@@ -130,7 +130,9 @@ type Pass struct {
 // once; it cannot hold anybody up, nor fill the memory.
 const (
 	mostClients = 256
-	mostWaiting = 128 // events of one client
+	// mostWaiting bounds the events of one client: a pass over thousands of workloads
+	// tells of them all at once. What waits is shared among the clients.
+	mostWaiting = 8192
 	// progressEvery bounds how often a change says what it is at.
 	progressEvery = 250 * time.Millisecond
 )
@@ -146,8 +148,12 @@ type Board struct {
 	last      uint64 // number of the last event
 }
 
-// client is one reader of the stream. Its channel is closed when it is too slow.
-type client struct{ events chan []byte }
+// client is one reader of the stream. The board's mutex guards waiting and slow.
+type client struct {
+	waiting [][]byte
+	slow    bool          // too much waited: it hears no more
+	some    chan struct{} // holds one when there is something new
+}
 
 var (
 	_ updater.Observer = (*Board)(nil)
@@ -268,13 +274,26 @@ func (b *Board) publish(kind string, data any) {
 	}
 	message := fmt.Appendf(nil, "id: %d\nevent: %s\ndata: %s\n\n", b.last, kind, raw)
 	for c := range b.clients {
-		select {
-		case c.events <- message:
-		default:
+		if len(c.waiting) < mostWaiting {
+			c.waiting = append(c.waiting, message)
+		} else {
 			delete(b.clients, c)
-			close(c.events)
+			c.waiting, c.slow = nil, true
+		}
+		select {
+		case c.some <- struct{}{}:
+		default:
 		}
 	}
+}
+
+// take is what has come for a client; false when it was too slow.
+func (b *Board) take(c *client) ([][]byte, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := c.waiting
+	c.waiting = nil
+	return all, !c.slow
 }
 
 // listen returns a new reader of the stream, nil when there are too many; leave
@@ -285,7 +304,7 @@ func (b *Board) listen() (c *client, leave func()) {
 	if len(b.clients) >= mostClients {
 		return nil, nil
 	}
-	c = &client{events: make(chan []byte, mostWaiting)}
+	c = &client{some: make(chan struct{}, 1)}
 	b.clients[c] = struct{}{}
 	return c, func() {
 		b.mu.Lock()

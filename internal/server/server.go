@@ -386,13 +386,15 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	}
 	defer leave()
 	control := http.NewResponseController(w)
-	send := func(message []byte) bool {
-		// Longer than any of the server's own limits, and not for ever.
-		if err := control.SetWriteDeadline(time.Now().Add(beatEvery)); err != nil {
-			return false
-		}
-		if _, err := w.Write(message); err != nil {
-			return false
+	send := func(messages ...[]byte) bool {
+		for _, message := range messages {
+			// Longer than any of the server's own limits, and not for ever.
+			if err := control.SetWriteDeadline(time.Now().Add(beatEvery)); err != nil {
+				return false
+			}
+			if _, err := w.Write(message); err != nil {
+				return false
+			}
 		}
 		return control.Flush() == nil
 	}
@@ -403,18 +405,18 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
 	for {
-		message := []byte(": \n\n")
+		messages := [][]byte{[]byte(": \n\n")}
 		select {
 		case <-r.Context().Done():
 			return
 		case <-beat.C:
-		case event, ok := <-c.events:
-			if !ok {
+		case <-c.some:
+			var ok bool
+			if messages, ok = s.options.Board.take(c); !ok {
 				return // too slow; whoever it is connects again
 			}
-			message = event
 		}
-		if !send(message) {
+		if !send(messages...) {
 			return
 		}
 	}
