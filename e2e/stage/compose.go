@@ -89,11 +89,11 @@ func (c *Compose) call(ctx context.Context, args []string) (string, error) {
 	return out.String(), err
 }
 
-// Up is "docker compose up -d".
-func (c *Compose) Up() string {
+// Up is "docker compose up -d", with these options of compose itself.
+func (c *Compose) Up(options ...string) string {
 	c.t.Helper()
 	defer c.noteNames()
-	return c.Run("up", "-d", "--quiet-pull")
+	return c.Run(slices.Concat(options, []string{"up", "-d", "--quiet-pull"})...)
 }
 
 // Container is the name of the first container of a service.
