@@ -254,7 +254,7 @@ func (h *Host) inspect(ctx context.Context, ref string) (*box, error) {
 	defer cancel()
 	c, raw, err := h.client().ContainerInspectWithRaw(ctx, ref, false)
 	switch {
-	case cerrdefs.IsNotFound(err):
+	case cerrdefs.IsNotFound(err), wentMeanwhile(err):
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("inspecting container %s: %w", ref, err)

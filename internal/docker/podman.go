@@ -33,6 +33,12 @@ func steadily(ctx context.Context, ask func() error) error {
 	}
 }
 
+// wentMeanwhile reports whether a container went in the middle of Podman's answer
+// about it, which is then an error of Podman's own.
+func wentMeanwhile(err error) bool {
+	return cerrdefs.IsInternal(err) && strings.Contains(err.Error(), "does not exist in database: no such container")
+}
+
 // podmanEnding is the state of a container whose program has ended, and which Podman
 // may be about to start again; it is exited if nothing follows.
 const podmanEnding container.ContainerState = "stopped"

@@ -72,6 +72,14 @@ func TestWhatPodmanIsAboutToStartAgain(t *testing.T) {
 	require.Contains(t, notRunning(podmanEnding), "it is restarting")
 }
 
+func TestWhatGoesInTheMiddleOfAnAnswerIsGone(t *testing.T) {
+	const went = "container abc does not exist in database: no such container"
+	require.True(t, wentMeanwhile(fmt.Errorf("%s: %w", went, cerrdefs.ErrInternal)))
+	require.False(t, wentMeanwhile(fmt.Errorf("database is locked: %w", cerrdefs.ErrInternal)))
+	require.False(t, wentMeanwhile(fmt.Errorf("%s: %w", went, cerrdefs.ErrUnavailable)))
+	require.False(t, wentMeanwhile(nil))
+}
+
 // TestAnAliasThatIsTheHostName is a person's on Podman, which adds none.
 func TestAnAliasThatIsTheHostName(t *testing.T) {
 	for podman, want := range map[bool][]string{true: {"web", "api"}, false: {"api"}} {
