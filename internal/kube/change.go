@@ -123,7 +123,7 @@ func honoured(p updater.Part, o *owner, ct container) error {
 		return not("stop-signal", "set STOPSIGNAL in the image, or a preStop hook in the pod instead")
 	case s.StartFirst:
 		return not("start-first", "set maxSurge of the workload's strategy instead")
-	case s.IncludeStopped:
+	case s.IncludeStopped && (p.Asked == nil || p.Asked.Back.Digest == ""): // which sets it
 		return not("include-stopped", "what is scaled to 0 is updated in any case; take it away")
 	case s.NoRollback:
 		return not("no-rollback", "there is always a way back; take it away")

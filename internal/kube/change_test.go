@@ -439,6 +439,10 @@ func TestWhatAClusterCannotHonourIsRefused(t *testing.T) {
 		refused(t, c.Plan(t.Context(), &ch, nobody), updater.InvalidSettings, key+" cannot be honoured in a cluster")
 	}
 	ch := wish(t, "deployment/web/app "+app1+" "+app2)
+	ch.Parts[0].Settings.IncludeStopped = true
+	ch.Parts[0].Asked = &updater.Ask{Back: ch.Parts[0].To}
+	require.NoError(t, c.Plan(t.Context(), &ch, nobody), "a person's way back is made with it")
+	ch = wish(t, "deployment/web/app "+app1+" "+app2)
 	ch.Parts[0].To.Ref = app1
 	refused(t, c.Plan(t.Context(), &ch, nobody), updater.InvalidSettings, "write: digest")
 	ch = wish(t, "deployment/web/app reg.example/app:0 "+app2)

@@ -84,11 +84,7 @@ func look(ctx context.Context, r Registry, w Workload, s Settings, m Record, now
 		return f
 	}
 	f.candidate = &candidate
-	write := s.Write
-	if write == WriteDefault {
-		write = w.Write
-	}
-	if write == WriteDigest || ref.digest != "" {
+	if s.writes(w) == WriteDigest || ref.digest != "" {
 		candidate.Ref += "@" + candidate.Digest
 	}
 	if w.Runs.Is(candidate) {

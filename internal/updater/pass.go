@@ -496,6 +496,9 @@ func (p *pass) search(ctx context.Context, it *item) finding {
 	now := time.Now()
 	if asked := it.memory.ask(now); asked.back() {
 		back := asked.Back
+		if it.settings.writes(it.workload) == WriteDigest {
+			back.Ref = bare(back.Ref) + "@" + back.Digest // the tag may stand for another by now
+		}
 		return finding{candidate: &back}
 	}
 	return look(ctx, p.rules.Registry, it.workload, it.settings, it.memory, now)

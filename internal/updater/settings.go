@@ -112,3 +112,11 @@ type Hook struct {
 	Command []string      `json:"command,omitempty"`
 	Timeout time.Duration `json:"timeout,omitempty"`
 }
+
+// writes is how references are written on a workload.
+func (s Settings) writes(w Workload) Write {
+	if s.Write == WriteDefault {
+		return w.Write
+	}
+	return s.Write
+}
