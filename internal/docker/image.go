@@ -42,16 +42,21 @@ func previousTag(workload string, c updater.Change) string {
 	return previousRepository + pathComponent(workload) + ":" + c.Since.UTC().Format(stamp) + "-" + tagComponent(c.ID)
 }
 
+// longestComponent leaves room for the rest of a repository, which engines let have
+// 255 characters. A container's name may have any number.
+const longestComponent = 220
+
 // pathComponent makes a container's name one component of a repository's path.
 // Repositories are in lower case and narrower in other ways: a name that does
 // not fit is told from its like by a hash.
 func pathComponent(name string) string {
-	if regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*$`).MatchString(name) {
+	if len(name) <= longestComponent && regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*$`).MatchString(name) {
 		return name
 	}
 	sum := sha256.Sum256([]byte(name))
 	plain := regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(name), "-")
-	return strings.Trim(plain+"-"+hex.EncodeToString(sum[:4]), "-")
+	hash := "-" + hex.EncodeToString(sum[:4])
+	return strings.Trim(plain[:min(len(plain), longestComponent-len(hash))]+hash, "-")
 }
 
 // tagComponent makes a change's id part of a tag.
