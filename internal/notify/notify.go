@@ -165,6 +165,8 @@ func (n *Notifier) letter(e updater.Entry) journal.Mail {
 func once(e updater.Entry) string {
 	about := e.Change
 	switch {
+	case e.Open: // how it ends is told, too
+		about += " open"
 	case e.Event == updater.EventFound, e.Event == updater.EventAwaitingApproval:
 		about = e.To.Digest
 	case e.Verdict == updater.Unclear && e.Event != updater.EventFailed:

@@ -200,6 +200,8 @@ func TestOnceIsOnce(t *testing.T) {
 		e.Event = updater.EventFailed
 		return e
 	}
+	stuck := failed("c1")
+	stuck.Open = true
 	forgotten := now(updater.EventForgotten, "")
 	for _, row := range []struct {
 		name string
@@ -211,6 +213,7 @@ func TestOnceIsOnce(t *testing.T) {
 		{"what is nobody's fault, however often it is tried", []updater.Entry{unclear("c1", "sha256:2"), unclear("c2", "sha256:2")}, []string{"restored c1"}},
 		{"another digest is news", []updater.Entry{unclear("c1", "sha256:2"), unclear("c2", "sha256:3")}, []string{"restored c1", "restored c2"}},
 		{"a failure is told every time", []updater.Entry{failed("c1"), failed("c2")}, []string{"failed c1", "failed c2"}},
+		{"one that is not over, once, and how it ends", []updater.Entry{stuck, stuck, failed("c1")}, []string{"failed c1", "failed c1"}},
 		{"it is news again when a person has spoken", []updater.Entry{unclear("c1", "sha256:2"), forgotten, unclear("c2", "sha256:2")}, []string{"restored c1", "forgotten ", "restored c2"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {

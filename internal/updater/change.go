@@ -49,6 +49,9 @@ type Change struct {
 	// Superseded: somebody else decided. Restore then only takes away what the
 	// change made, and starts nothing.
 	Superseded bool `json:"superseded,omitempty"`
+	// Stuck is why the effect of its phase does not succeed, when that was tried more
+	// than once or twice; "" as soon as it does.
+	Stuck string `json:"stuck,omitempty"`
 	// Copy says that an original had gone and what was restored is a copy.
 	Copy bool `json:"copy,omitempty"`
 
@@ -140,6 +143,19 @@ func (c Change) stableAtOnce() Change {
 		c.Parts[i].Settings.Health.Stable = 0
 	}
 	return c
+}
+
+// underWay says of a workload that it is part of the change, which is open, and what
+// keeps that from its end.
+func (c Change) underWay() string {
+	const text = "a change of it is under way"
+	switch {
+	case c.Stuck == "":
+		return text
+	case c.Phase == Restoring:
+		return "going back does not succeed, so it may be down: " + c.Stuck
+	}
+	return text + " and does not succeed: " + c.Stuck
 }
 
 // takes are the names of all that no other change may be about at the same time.

@@ -22,6 +22,9 @@ const (
 	// onceTries bounds those attempts where a person waits for the end: about
 	// a minute. What stays open is gone on with at the next start.
 	onceTries = 7
+	// stuckAfter is the attempt with which an effect counts as stuck, after half a
+	// minute: the restart of an engine is over by then, and nobody's concern.
+	stuckAfter = 6
 )
 
 // driver carries changes of one backend through their phases. It is the only
@@ -153,14 +156,15 @@ func (d *driver) step(lead, stop context.Context, c Change, resumed bool, log *s
 		// dropped nothing: a commit that was broken off may have dropped the
 		// original already.
 		var removed error
-		if !d.insist(lead, stop, log, "commit does not succeed", func() error {
+		ok := d.insist(lead, stop, log, "commit does not succeed", &c, func() error {
 			err := d.backend.Commit(lead, c)
 			if errors.Is(err, ErrSuperseded) {
 				removed = err
 				return nil
 			}
 			return err
-		}) {
+		})
+		if !ok {
 			return c, false
 		}
 		if removed != nil {
@@ -215,7 +219,7 @@ func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger)
 func (d *driver) restore(lead, stop context.Context, c Change, resumed bool, log *slog.Logger) (Change, bool) {
 	var superseded, kept bool
 	why := "somebody had removed the original"
-	ok := d.insist(lead, stop, log, "restore does not succeed, the workload may be down", func() error {
+	ok := d.insist(lead, stop, log, "restore does not succeed, the workload may be down", &c, func() error {
 		r, err := d.backend.Restore(lead, c)
 		c.Parts = slices.Clone(c.Parts)
 		for i, p := range c.Parts { // also of what stands beside somebody else's
@@ -516,14 +520,16 @@ func failing(ctx context.Context, what string, limit time.Duration, r Result, er
 	return ruling{verdict: Good}
 }
 
-// insist repeats an effect, with a growing pause, until the backend has done
-// it; false when it was stopped first, or gave up because somebody waits.
-func (d *driver) insist(lead, stop context.Context, log *slog.Logger, message string, effect func() error) bool {
+// insist repeats an effect of a change, with a growing pause, until the backend has
+// done it; false when it was stopped first, or gave up because somebody waits. The
+// change says meanwhile why it is stuck.
+func (d *driver) insist(lead, stop context.Context, log *slog.Logger, message string, c *Change, effect func() error) bool {
 	ctx, cancel := both(lead, stop)
 	defer cancel()
 	for try := 1; ; try++ {
 		err := effect()
 		if err == nil {
+			c.Stuck = ""
 			return true
 		}
 		if errors.Is(err, ErrHandedOver) {
@@ -531,9 +537,31 @@ func (d *driver) insist(lead, stop context.Context, log *slog.Logger, message st
 			return false
 		}
 		log.Error(message, "attempt", try, "err", err)
+		if try >= stuckAfter && c.Stuck != err.Error() {
+			c.Stuck = err.Error()
+			d.tellStuck(lead, *c, log)
+		}
 		if d.once && try >= onceTries || !sleep(ctx, pauseAfter(try)) {
 			return false
 		}
+	}
+}
+
+// tellStuck has others learn of a change that cannot end: a look finds it in the
+// journal, and if it cannot go back, so that nothing may be in service, people are
+// told before it is over.
+func (d *driver) tellStuck(lead context.Context, c Change, log *slog.Logger) {
+	if err := d.journal.Save(lead, c); err != nil {
+		log.Warn("journal cannot be written, so a check does not tell why the change is stuck", "err", err)
+	}
+	if c.Phase != Restoring {
+		return
+	}
+	for _, p := range c.Parts {
+		d.notifier.Notify(lead, Entry{
+			At: time.Now(), Backend: c.Backend, Workload: p.Workload, Event: EventFailed, Change: c.ID,
+			From: p.From, To: p.To, Open: true, Why: join(c.Why, c.underWay()+"; it is tried again"),
+		})
 	}
 }
 

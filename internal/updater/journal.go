@@ -180,6 +180,8 @@ type Entry struct {
 	Logs     string        `json:"logs,omitempty"`
 	Took     time.Duration `json:"took,omitempty"` // nanoseconds
 	Gap      time.Duration `json:"gap,omitempty"`  // nanoseconds in service
+	// Open: the change is not over, so this is told and is no history.
+	Open bool `json:"open,omitempty"`
 }
 
 // Event is what happened.

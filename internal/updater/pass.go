@@ -451,9 +451,9 @@ func (p *pass) decide(ctx context.Context, it *item) {
 	if it.decision.Reason != "" {
 		return // its settings are wrong
 	}
-	_, open := p.open[id]
+	c, open := p.open[id]
 	if _, was := p.busy[id]; was || open || p.isBusy(id) {
-		it.decision = Decision{Reason: InProgress, Detail: "a change of it is under way"}
+		it.decision = Decision{Reason: InProgress, Detail: c.underWay()}
 		return
 	}
 	f := p.search(ctx, it)
@@ -927,7 +927,7 @@ func (p *pass) lasting() map[string]Change {
 // absent is the row of a workload that is known by its change only.
 func (p *pass) absent(part Part, c Change) Row {
 	r := Row{Backend: p.backend.Name(), Workload: part.Workload, Image: part.From.Ref, Policy: part.Settings.Policy.Policy,
-		Decision: "none", Reason: InProgress, Detail: "a change of it is under way"}
+		Decision: "none", Reason: InProgress, Detail: c.underWay(), stuck: c.Stuck != ""}
 	if part.Changes() {
 		r.Candidate = &RowCandidate{Image: part.To.Ref, Digest: part.To.Digest}
 	}
@@ -955,6 +955,7 @@ func (p *pass) row(it *item) Row {
 	r := Row{
 		Backend: w.Backend, Workload: w.ID, Image: w.Image, Policy: it.settings.Policy.Policy,
 		Decision: "none", Reason: d.Reason, Detail: d.Detail,
+		stuck: d.Reason == InProgress && p.open[w.ID].Stuck != "",
 	}
 	if !d.Until.IsZero() {
 		r.Until = &d.Until

@@ -103,6 +103,8 @@ type Row struct {
 	Until *time.Time `json:"until,omitempty"`
 	// Outcome is empty in a check.
 	Outcome Outcome `json:"outcome,omitempty"`
+
+	stuck bool // a change of it cannot end
 }
 
 // RowCandidate is the image that the policy names.
@@ -138,7 +140,7 @@ func (r Row) Trouble() bool {
 		InvalidSettings, Surroundings:
 		return true
 	}
-	return false
+	return r.stuck
 }
 
 // takeOverPause is the pause before a lead that another process took over is
