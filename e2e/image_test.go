@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -206,6 +207,19 @@ func TestImagesThatAreNotForThisMachine(t *testing.T) {
 			r.untouched()
 		})
 	}
+}
+
+// TestImageThatNoContainerCanBeMadeOf is to blame, although nothing was stopped.
+func TestImageThatNoContainerCanBeMadeOf(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, start{})
+	r.push("latest", stage.Image{Version: "v2", Entrypoint: []string{}})
+	got := r.once(1)
+	require.Equal(t, "none", got.Outcome, "%+v", got)
+	require.Equal(t, "rejected", got.Reason, "%+v", got)
+	require.Contains(t, strings.ToLower(got.Detail), "no command specified")
+	r.untouched()
+	require.Equal(t, "rejected", r.check(0).Reason)
 }
 
 // TestIndexAroundTheSameImageIsNoUpdate: what runs here has not changed.

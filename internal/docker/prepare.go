@@ -389,6 +389,9 @@ func (h *Host) createOnce(ctx context.Context, p piece, tag string, spec creatio
 		}
 	}
 	id, err := h.createAs(ctx, name, spec)
+	if err != nil && p.Changes() && blame(err.Error()) == updater.Bad {
+		return nil, &updater.Fault{Verdict: updater.Bad, Workload: p.Workload, Err: err}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -212,6 +212,9 @@ func (d *driver) prepare(lead, stop context.Context, c Change, log *slog.Logger)
 	}
 	v, culprit := blame(err)
 	c.Reason, c.Culprit = Surroundings, culprit
+	if v == Bad {
+		c.Reason = Rejected
+	}
 	return goBack(c, v, err.Error())
 }
 

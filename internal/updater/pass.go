@@ -927,7 +927,7 @@ func (p *pass) lasting() map[string]Change {
 // absent is the row of a workload that is known by its change only.
 func (p *pass) absent(part Part, c Change) Row {
 	r := Row{Backend: p.backend.Name(), Workload: part.Workload, Image: part.From.Ref, Policy: part.Settings.Policy.Policy,
-		Decision: "none", Reason: InProgress, Detail: c.underWay(), stuck: c.Stuck != ""}
+		Decision: "none", Reason: InProgress, Detail: c.underWay(), trouble: c.Stuck != ""}
 	if part.Changes() {
 		r.Candidate = &RowCandidate{Image: part.To.Ref, Digest: part.To.Digest}
 	}
@@ -955,7 +955,7 @@ func (p *pass) row(it *item) Row {
 	r := Row{
 		Backend: w.Backend, Workload: w.ID, Image: w.Image, Policy: it.settings.Policy.Policy,
 		Decision: "none", Reason: d.Reason, Detail: d.Detail,
-		stuck: d.Reason == InProgress && p.open[w.ID].Stuck != "",
+		trouble: d.Reason == InProgress && p.open[w.ID].Stuck != "",
 	}
 	if !d.Until.IsZero() {
 		r.Until = &d.Until
@@ -1011,7 +1011,7 @@ func (p *pass) report(r *Row, c Change, stopped bool) {
 	case c.Phase == Refused && c.Verdict == "" && c.Reason == "" && stopped:
 		r.Outcome = OutcomeOpen // broken off; the next pass decides anew
 	case c.Phase == Refused:
-		r.Outcome = OutcomeNone
+		r.Outcome, r.trouble = OutcomeNone, c.Verdict == Bad
 		if c.Reason != "" {
 			r.Reason, r.Decision = c.Reason, "none"
 		}

@@ -104,7 +104,7 @@ type Row struct {
 	// Outcome is empty in a check.
 	Outcome Outcome `json:"outcome,omitempty"`
 
-	stuck bool // a change of it cannot end
+	trouble bool // a change of it cannot end, or its image was found bad just now
 }
 
 // RowCandidate is the image that the policy names.
@@ -140,7 +140,7 @@ func (r Row) Trouble() bool {
 		InvalidSettings, Surroundings:
 		return true
 	}
-	return r.stuck
+	return r.trouble
 }
 
 // takeOverPause is the pause before a lead that another process took over is
