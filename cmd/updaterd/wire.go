@@ -69,7 +69,7 @@ func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, err
 	}
 	for _, d := range c.Docker {
 		o := docker.Options{
-			Name: d.Name, Endpoint: d.Endpoint, Owner: owner, Log: log.With("backend", d.Name),
+			Name: d.Name, Endpoint: d.Endpoint, Owner: owner, Log: log,
 			Self: self(c), Finishing: as == finishes,
 			// The client of the time of the pull: a reload may bring new passwords.
 			Credential: func(ctx context.Context, ref string) (updater.Credential, error) {
@@ -84,7 +84,7 @@ func (p program) wire(c *config.Config, log *slog.Logger, as role) (*wiring, err
 			return nil, err
 		}
 		w.hosts = append(w.hosts, host)
-		file := journal.New(c.State, d.Name, log.With("backend", d.Name))
+		file := journal.New(c.State, d.Name, log)
 		file.Finishing = as == finishes
 		var state updater.State = file
 		if p.wrap != nil {
@@ -122,7 +122,7 @@ func (p program) wireCluster(w *wiring, k config.Kubernetes) error {
 	}
 	conn.REST.UserAgent = "updaterd/" + w.version
 	cluster, err := kube.New(kube.Options{
-		Name: k.Name, REST: conn.REST, Namespaces: k.Namespaces, Selector: k.Selector, Log: log,
+		Name: k.Name, REST: conn.REST, Namespaces: k.Namespaces, Selector: k.Selector, Log: w.log,
 		Resolve: func(ctx context.Context, ref string, by updater.Logins) (string, error) {
 			return w.registry.Load().As(by).Resolve(ctx, ref)
 		},
