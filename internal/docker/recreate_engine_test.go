@@ -241,11 +241,11 @@ func TestRecreateOnAnEngine(t *testing.T) {
 			if w.since != "" && versions.LessThan(e.cli.ClientVersion(), w.since) {
 				doesNotApply(t, fmt.Sprintf("engines before API %s cannot hold such a container", w.since))
 			}
-			before := e.run(t, w, e.name("img:1"))
-			s := e.snapshot(t, before)
 			if why := notOnPodman[name]; isPodmanRun() && why != "" {
 				doesNotApply(t, why)
 			}
+			before := e.run(t, w, e.name("img:1"))
+			s := e.snapshot(t, before)
 			if isPodmanRun() && len(w.host.Devices) > 0 {
 				requireUnsupported(t, refuse(s, false))
 				doesNotApply(t, "Podman does not tell what a container may do with a device, so such a one is refused")
