@@ -239,8 +239,8 @@ func TestUpdaterdUpdatesItself(t *testing.T) {
 			inItself(t, b, 0, time.Second, func(t *testing.T, w *itself) {
 				w.settled(want)
 				require.Equal(t, 1, w.handed)
-				require.Equal(t, "local/web", w.notified.entries[0].Workload, "the rest of the pass goes first")
-				require.Len(t, w.notified.entries, 2)
+				require.Equal(t, "local/web", w.notified.all()[0].Workload, "the rest of the pass goes first")
+				require.Len(t, w.notified.all(), 2)
 				if b != backendtest.Good {
 					require.Len(t, w.record("local/self").Rejected, 1)
 				}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -141,6 +142,18 @@ func (n *notifier) Notify(_ context.Context, e updater.Entry) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.entries = append(n.entries, e)
+}
+
+func (n *notifier) all() []updater.Entry {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.entries)
+}
+
+func (n *notifier) forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.entries = nil
 }
 
 // TestCrashAtEveryStep kills updaterd before and after every write to the

@@ -48,9 +48,7 @@ func (w *world) history() (events []updater.Event) {
 }
 
 func (n *notifier) events() (events []updater.Event) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, e := range n.entries {
+	for _, e := range n.all() {
 		events = append(events, e.Event)
 	}
 	return events
@@ -62,9 +60,9 @@ func (w *world) told(want ...updater.Event) {
 	w.t.Helper()
 	require.Equal(w.t, want, w.history(), "history")
 	var ends []updater.Event
-	for i, e := range w.notified.events() {
-		if !w.notified.entries[i].Open {
-			ends = append(ends, e)
+	for _, e := range w.notified.all() {
+		if !e.Open {
+			ends = append(ends, e.Event)
 		}
 	}
 	require.Equal(w.t, want, ends, "notifications")
@@ -549,13 +547,13 @@ func TestARestoreThatFailsBlocksTheWorkload(t *testing.T) {
 		require.Contains(t, rows[0].Detail, "going back does not succeed")
 		require.Contains(t, rows[0].Detail, "device or resource busy")
 		require.True(t, rows[0].Trouble(), "nobody should take that for well")
-		require.NotEmpty(t, w.notified.entries)
-		for _, e := range w.notified.entries {
+		require.NotEmpty(t, w.notified.all())
+		for _, e := range w.notified.all() {
 			require.Equal(t, updater.EventFailed, e.Event)
 			require.True(t, e.Open)
 			require.Contains(t, e.Why, "it exited with code 1; going back does not succeed")
 		}
-		w.notified.entries = nil
+		w.notified.forget()
 
 		broken = false
 		r = once()
@@ -824,9 +822,7 @@ func TestOriginalPruned(t *testing.T) {
 			copies++
 			require.Contains(t, r.Detail, "a copy of it")
 			w.told(updater.EventRestored)
-			w.notified.mu.Lock()
-			require.Contains(t, w.notified.entries[0].Why, "a copy of it")
-			w.notified.mu.Unlock()
+			require.Contains(t, w.notified.all()[0].Why, "a copy of it")
 			if b != backendtest.PortTaken {
 				require.Len(t, w.record("local/web").Rejected, 1)
 			}
@@ -858,7 +854,7 @@ func TestACopyIsNoStranger(t *testing.T) {
 				r := w.web()
 				require.Equal(t, updater.OutcomeRestored, r.Outcome)
 				w.holds(oldDigest, "the copy")
-				require.Contains(t, w.notified.entries[0].Why, "a copy of it")
+				require.Contains(t, w.notified.all()[0].Why, "a copy of it")
 			})
 		})
 	}

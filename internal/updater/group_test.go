@@ -89,9 +89,7 @@ func (w *world) groupTold(want ...string) {
 	for _, e := range slices.Backward(all) {
 		history = append(history, string(e.Event)+" "+strings.TrimPrefix(e.Workload, "local/"))
 	}
-	w.notified.mu.Lock()
-	defer w.notified.mu.Unlock()
-	for _, e := range w.notified.entries {
+	for _, e := range w.notified.all() {
 		notified = append(notified, string(e.Event)+" "+strings.TrimPrefix(e.Workload, "local/"))
 	}
 	require.Equal(w.t, want, history, "history")

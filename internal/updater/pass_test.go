@@ -426,13 +426,13 @@ func TestDependsOn(t *testing.T) {
 
 			_, err = u.Once(t.Context(), nil)
 			require.NoError(t, err)
-			require.Len(t, w.notified.entries, 3)
+			require.Len(t, w.notified.all(), 3)
 			for i, id := range []string{"local/disk", "local/db", "local/web"} {
-				e := w.notified.entries[i]
+				e := w.notified.all()[i]
 				require.Equal(t, id, e.Workload)
 				require.Equal(t, updater.EventUpdated, e.Event)
 				if i > 0 {
-					require.False(t, e.At.Add(-e.Took).Before(w.notified.entries[i-1].At), "begun before what it needs was over")
+					require.False(t, e.At.Add(-e.Took).Before(w.notified.all()[i-1].At), "begun before what it needs was over")
 				}
 			}
 		})
@@ -477,7 +477,7 @@ func TestDependsOn(t *testing.T) {
 			}()
 			require.NoError(t, u.Run(ctx))
 			w.told(updater.EventRestored, updater.EventUpdated)
-			require.Equal(t, "local/db", w.notified.entries[0].Workload)
+			require.Equal(t, "local/db", w.notified.all()[0].Workload)
 		})
 	})
 	t.Run("a circle is a mistake", func(t *testing.T) {
