@@ -117,6 +117,9 @@ func (c *Cluster) owners(ctx context.Context) ([]*owner, error) {
 	for _, namespace := range c.scopes() {
 		for _, k := range kinds() {
 			if w := c.kept(k.resource, namespace); w != nil {
+				c.mu.Lock()
+				delete(c.last, lastKey(k.resource, namespace)) // the watch keeps it from now on
+				c.mu.Unlock()
 				for _, o := range w.store.List() {
 					all = append(all, o.(*owner))
 				}
@@ -132,10 +135,13 @@ func (c *Cluster) owners(ctx context.Context) ([]*owner, error) {
 	return all, nil
 }
 
+// lastKey is the key of what was listed of a kind in a namespace.
+func lastKey(r Resource, namespace string) string { return r.Name + " " + namespace }
+
 // ownersOf lists one kind of object. What has been there is not gone because it may
 // not be listed any more: see owner.unlisted.
 func (c *Cluster) ownersOf(ctx context.Context, k kind, namespace string) (all []*owner, err error) {
-	key := k.resource.Name + " " + namespace
+	key := lastKey(k.resource, namespace)
 	objects, err := c.list(ctx, k.resource, namespace, c.selector, k.list())
 	switch {
 	case apierrors.IsForbidden(err):

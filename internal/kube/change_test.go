@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -715,6 +716,23 @@ func TestWhatNodesDoNotFindIsAskedOfTheRegistry(t *testing.T) {
 			require.Equal(t, 1, asked)
 		})
 	}
+}
+
+// TestWhatOneWorkloadIsShownIsNoAnswerToAnother: their credentials may differ, and many
+// a registry calls missing what it hides.
+func TestWhatOneWorkloadIsShownIsNoAnswerToAnother(t *testing.T) {
+	_, c := web(t)
+	verdict := func(name string) updater.Verdict {
+		o, err := read(pulls(name, name))
+		require.NoError(t, err)
+		c.exists = func(_ context.Context, _ string, by updater.Logins) (bool, error) {
+			return slices.Contains(by.(logins).template, "mine"), nil
+		}
+		_, v := c.confirm(t.Context(), o, o.containers[0], nil, "not found")
+		return v
+	}
+	require.Equal(t, updater.Bad, verdict("theirs"))
+	require.Equal(t, updater.Unclear, verdict("mine"), "it has the right to it, and it is there")
 }
 
 func TestAKindThatMayNotBeListedIsLeftOut(t *testing.T) {

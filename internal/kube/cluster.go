@@ -56,7 +56,8 @@ type Cluster struct {
 	told    map[string]bool   // what was told once
 	// last is what was listed without a watch, by kind and namespace.
 	last map[string][]*owner
-	// asked is what registries answered about images that nodes do not find.
+	// asked is what registries answered about images that nodes do not find, by
+	// workload and image.
 	asked map[string]existence
 }
 

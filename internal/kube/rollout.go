@@ -444,8 +444,10 @@ func (c *Cluster) confirm(ctx context.Context, o *owner, ct container, pods []*p
 	if c.exists == nil {
 		return fault, updater.Bad
 	}
+	// By workload: what one's credentials are shown is no answer to another's.
+	key := o.address() + " " + ct.image
 	c.mu.Lock()
-	was, ok := c.asked[ct.image]
+	was, ok := c.asked[key]
 	c.mu.Unlock()
 	if !ok || time.Since(was.at) >= askAgain {
 		was = existence{at: time.Now()}
@@ -455,7 +457,7 @@ func (c *Cluster) confirm(ctx context.Context, o *owner, ct container, pods []*p
 		}
 		c.mu.Lock()
 		maps.DeleteFunc(c.asked, func(_ string, e existence) bool { return time.Since(e.at) >= askAgain })
-		c.asked[ct.image] = was
+		c.asked[key] = was
 		c.mu.Unlock()
 	}
 	switch {
