@@ -166,7 +166,7 @@ func TestAChangeThatNothingIsWantedOfKeepsNobodyFromBeingAlone(t *testing.T) {
 					{Backend: cluster, State: &backendtest.State{Disk: w.disk}},
 					{Backend: host, State: &backendtest.State{Disk: aside.disk}},
 				}, w.rules(), discard()))
-				time.Sleep(10 * time.Minute)
+				time.Sleep(10 * time.Minute) // the bubble's
 				require.True(t, handed.Load())
 				open, err := (&backendtest.State{Disk: w.disk}).Open(context.Background())
 				require.NoError(t, err)

@@ -181,6 +181,23 @@ func TestRollback(t *testing.T) {
 	})
 }
 
+// The tag stands for the newer image by then.
+func TestRollbackWritesTheDigestWhereDigestsAreWritten(t *testing.T) {
+	for write, want := range map[updater.Write]string{updater.WriteTag: "web:1", updater.WriteDigest: "web:1@" + oldDigest} {
+		t.Run(string(write), func(t *testing.T) {
+			inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+				w.settings.Keep, w.settings.Write = 1, write
+				require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+				w.said(true, updater.SayRollback)
+				require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+				web, _ := w.find("web")
+				require.Equal(t, oldDigest, web.Digest)
+				require.Equal(t, want, web.Ref)
+			})
+		})
+	}
+}
+
 func TestRollbackToABadImageIsPutBack(t *testing.T) {
 	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
 		w.settings.Keep = 1
