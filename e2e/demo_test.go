@@ -25,6 +25,7 @@ import (
 	"github.com/docker/docker/api/types/volume"
 	"github.com/stretchr/testify/require"
 
+	"github.com/updaterd/updaterd/e2e/play"
 	"github.com/updaterd/updaterd/e2e/stage"
 )
 
@@ -132,19 +133,7 @@ func TestDemoTellsATrueStoryAndLeavesNothing(t *testing.T) {
 	}
 	recorded, err := os.ReadFile("../docs/demo.txt")
 	require.NoError(t, err)
-	require.Equal(t, headings(out), headings(string(recorded)), "record it anew: make demo > docs/demo.txt 2>&1")
-}
-
-// headings are the lines that are underlined.
-func headings(text string) []string {
-	var all []string
-	lines := strings.Split(text, "\n")
-	for i := 1; i < len(lines); i++ {
-		if lines[i] != "" && strings.Trim(lines[i], "=-") == "" {
-			all = append(all, lines[i-1])
-		}
-	}
-	return all
+	require.Equal(t, play.Headings(out), play.Headings(string(recorded)), "record it anew: make demo > docs/demo.txt 2>&1")
 }
 
 func TestDemoThatIsBrokenOffLeavesNothing(t *testing.T) {

@@ -13,9 +13,6 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/container"
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/require"
 
 	"github.com/updaterd/updaterd/e2e/engine"
@@ -26,25 +23,14 @@ import (
 // program at bin, and returns its reference. Another version is another image.
 func release(t *testing.T, reg *stage.Registry, bin, version string) string {
 	t.Helper()
-	dir := t.TempDir()
-	file := filepath.Join(dir, "image.tar")
+	file := filepath.Join(t.TempDir(), "image.tar")
 	cmd := exec.CommandContext(t.Context(), "go", "run", "-C", "image", ".", "-o", file, "-version", version, runtime.GOARCH+"="+bin)
 	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=0")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	out, err = exec.CommandContext(t.Context(), "tar", "-C", dir, "-xf", file).CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	all, err := layout.ImageIndexFromPath(dir)
-	require.NoError(t, err)
-	manifest, err := all.IndexManifest()
-	require.NoError(t, err)
-	index, err := all.ImageIndex(manifest.Manifests[0].Digest)
-	require.NoError(t, err)
-	image := reg.Ref("updaterd/updaterd:" + version)
-	ref, err := name.ParseReference(image, name.Insecure)
-	require.NoError(t, err)
-	require.NoError(t, remote.WriteIndex(ref, index))
-	return image
+	image := "updaterd/updaterd:" + version
+	reg.PushArchive(image, file)
+	return reg.Ref(image)
 }
 
 // TestContainerSaysWhetherItIsWell by the health check of the image that is

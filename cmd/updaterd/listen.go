@@ -15,9 +15,9 @@ import (
 	"github.com/updaterd/updaterd/internal/config"
 )
 
-// listen serves handler on a TCP address, with TLS if there is a certificate, until the function it returns is called,
-// which waits a little for answers under way. Its error names the key of the
-// configuration to mend.
+// listen serves handler on a TCP address, with TLS if there is a certificate, until the
+// function it returns is called, which waits a little for answers under way. Its error
+// names the key of the configuration to mend.
 func listen(key, address string, t config.TLS, handler http.Handler, log *slog.Logger) (end func(), err error) {
 	l, err := listenTCP(key, address, t, log)
 	if err != nil {

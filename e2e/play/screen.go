@@ -275,3 +275,15 @@ func fit(table string, width int) (text string, folded bool) {
 	}
 	return b.String(), true
 }
+
+// Headings are the titles and acts of what was printed: the lines that are underlined.
+func Headings(text string) []string {
+	var all []string
+	lines := strings.Split(text, "\n")
+	for i := 1; i < len(lines); i++ {
+		if lines[i] != "" && strings.Trim(lines[i], "=-") == "" {
+			all = append(all, lines[i-1])
+		}
+	}
+	return all
+}

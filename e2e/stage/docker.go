@@ -195,7 +195,7 @@ func steadily(ask func() error) error {
 		if err = ask(); err == nil || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "image not known") {
 			break
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond) // whoever removes it is another process
 	}
 	return err
 }

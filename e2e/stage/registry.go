@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/require"
 )
@@ -141,6 +143,23 @@ func (r *Registry) Push(ref string, what Artifact) string {
 	digest, err := what.write(r.parse(ref), remote.WithTransport(local{r.store}))
 	require.NoError(r.t, err, "publish %s", ref)
 	return digest.String()
+}
+
+// PushArchive publishes the one index that an OCI archive holds under
+// "repository:tag".
+func (r *Registry) PushArchive(ref, file string) {
+	r.t.Helper()
+	dir := r.t.TempDir()
+	out, err := exec.CommandContext(r.t.Context(), "tar", "-C", dir, "-xf", file).CombinedOutput()
+	require.NoError(r.t, err, "%s", out)
+	all, err := layout.ImageIndexFromPath(dir)
+	require.NoError(r.t, err)
+	manifest, err := all.IndexManifest()
+	require.NoError(r.t, err)
+	require.Len(r.t, manifest.Manifests, 1)
+	index, err := all.ImageIndex(manifest.Manifests[0].Digest)
+	require.NoError(r.t, err)
+	require.NoError(r.t, remote.WriteIndex(r.parse(ref), index, remote.WithTransport(local{r.store})))
 }
 
 // Tag gives "repository:tag" or "repository@digest" another tag.

@@ -4,7 +4,6 @@ package systemd
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -15,9 +14,6 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/container"
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/require"
 
 	"github.com/updaterd/updaterd/e2e/engine"
@@ -32,23 +28,10 @@ func TestImage(t *testing.T) {
 	found, err := filepath.Glob(filepath.Join(dists, "dist-new", "*-image.tar"))
 	require.NoError(t, err)
 	require.Len(t, found, 1)
-	dir := t.TempDir()
-	out, err := exec.Command("tar", "-C", dir, "-xf", found[0]).CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	all, err := layout.ImageIndexFromPath(dir)
-	require.NoError(t, err)
-	manifest, err := all.IndexManifest()
-	require.NoError(t, err)
-	require.Len(t, manifest.Manifests, 1)
-	index, err := all.ImageIndex(manifest.Manifests[0].Digest)
-	require.NoError(t, err)
-
 	d := stage.StartDocker(t, engine.Options{})
 	reg := stage.NewRegistry(t, stage.RegistryOptions{})
+	reg.PushArchive("updaterd:v0.0.2", found[0])
 	image := reg.Ref("updaterd:v0.0.2")
-	ref, err := name.ParseReference(image, name.Insecure)
-	require.NoError(t, err)
-	require.NoError(t, remote.WriteIndex(ref, index))
 
 	web := d.Name("web")
 	tag := "acme/" + web + ":latest"

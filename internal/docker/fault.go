@@ -13,8 +13,8 @@ import (
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
-// blame says whom an engine's error at a create or a start speaks against: the image only
-// if its program cannot be run at all, since that is the same everywhere.
+// blame says whom an engine's error at a create or a start speaks against: the image
+// only if its program cannot be run at all, since that is the same everywhere.
 // Ports, addresses, mounts, networks, devices, drivers and cgroups are not its
 // doing. runc words these errors; a mount that fails also says "no such file".
 func blame(text string) updater.Verdict {

@@ -115,8 +115,8 @@ func contentDigest(h http.Header) (digest.Digest, bool) {
 	return d, err == nil
 }
 
-// resolve finds the digest of n's tag, or that n's digest is there, with a HEAD, which costs nothing where
-// pulls are counted, and with a GET where that does not do.
+// resolve finds the digest of n's tag, or that n's digest is there, with a HEAD, which
+// costs nothing where pulls are counted, and with a GET where that does not do.
 func (c *Client) resolve(ctx context.Context, n name, cr credential) (string, error) {
 	what, ref := n.repo+":"+n.tag, n.tag
 	if n.tag == "" {
