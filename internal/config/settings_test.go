@@ -224,6 +224,7 @@ func TestEveryBadLabelIsNamed(t *testing.T) {
 		{"one thing in two ways", map[string]string{"pre-update": "a", "pre-update.command": "b"}, []string{"pre-update.command: says the same as label updaterd.pre-update; keep one"}},
 		{"a command with an open quote", map[string]string{"pre-update": "a 'b"}, []string{"pre-update: cannot be taken apart into words: Unterminated single-quoted string; mend the quotes, or write a JSON array"}},
 		{"a command that is half JSON", map[string]string{"pre-update": `["a"`}, []string{"pre-update: is no JSON array of texts: unexpected end of JSON input; write it as"}},
+		{"a signal that is none", map[string]string{"stop-signal": "SIGFOO"}, []string{`stop-signal: "SIGFOO" is no signal; write one such as SIGTERM or SIGRTMIN+3, or its number`}},
 		{"a probe that is none", map[string]string{"health.probe": "exec:"}, []string{"health.probe: has no command; write it as"}},
 	}
 	for _, tt := range tests {
@@ -350,4 +351,23 @@ func plainly(pattern, s []rune) bool {
 		return false
 	}
 	return (pattern[0] == '?' || pattern[0] == s[0]) && plainly(pattern[1:], s[1:])
+}
+
+func TestSignalsThatAnEngineCanSend(t *testing.T) {
+	for written, want := range map[string]string{
+		"SIGTERM": "SIGTERM", "sigint": "SIGINT", "QUIT": "QUIT", "usr1": "USR1", "3": "3", "37": "37",
+		"SIGRTMIN": "SIGRTMIN", "SIGRTMIN+3": "SIGRTMIN+3", "rtmax-14": "RTMAX-14", "RTMAX": "RTMAX", "": "",
+	} {
+		c, err := from(t, "{}")
+		require.NoError(t, err)
+		s, err := c.Settings(updater.Workload{Name: "web", Written: map[string]string{"enable": "true", "stop-signal": written}})
+		require.NoError(t, err, written)
+		require.Equal(t, want, s.StopSignal)
+	}
+	for _, written := range []string{"SIGFOO", "0", "-9", "65", "32", "TERM+1", "SIGRTMIN+16", "SIGSIGTERM", "KILL;reboot"} {
+		c, err := from(t, "{}")
+		require.NoError(t, err)
+		_, err = c.Settings(updater.Workload{Name: "web", Written: map[string]string{"enable": "true", "stop-signal": written}})
+		require.ErrorContains(t, err, "is no signal", written)
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"math"
 	"net"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/distribution/reference"
 	shellquote "github.com/kballard/go-shellquote"
+	"github.com/moby/sys/signal"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/updaterd/updaterd/internal/updater"
@@ -377,17 +377,17 @@ func splitCommand(s string) ([]string, error) {
 	return words, nil
 }
 
-// readSignal takes the name or the number of a signal; an empty text is none.
+// readSignal takes the name or the number of a signal that an engine can send; an
+// empty text is none.
 func readSignal(r raw) (string, error) {
 	s, err := r.scalar("a signal such as SIGTERM", "!!str", "!!int")
 	if err != nil || s == "" {
 		return "", err
 	}
-	s = strings.ToUpper(s)
-	if !regexp.MustCompile(`^((SIG)?[A-Z][A-Z0-9]{1,8}([+-][0-9]{1,2})?|[1-9][0-9]?)$`).MatchString(s) {
-		return "", fmt.Errorf("%q is no signal; write one such as SIGTERM, or its number", s)
+	if n, err := signal.ParseSignal(s); err != nil || !signal.ValidSignalForPlatform(n) {
+		return "", fmt.Errorf("%q is no signal; write one such as SIGTERM or SIGRTMIN+3, or its number", s)
 	}
-	return s, nil
+	return strings.ToUpper(s), nil
 }
 
 // readImage takes the reference of an image; an empty one is none.
