@@ -300,11 +300,16 @@ func (p program) printRows(o output, rows []updater.Row, outcome bool) error {
 		if r.Digest != nil {
 			runs = short(*r.Digest)
 		}
-		line := []string{r.Workload, r.Image, runs, r.Decision, candidate, string(r.Reason)}
+		reason, detail := string(r.Reason), r.Detail
+		if h := r.Hold; h != nil && h.Reason != r.Reason {
+			reason += ", " + string(h.Reason)
+			detail += "; " + h.Detail
+		}
+		line := []string{r.Workload, r.Image, runs, r.Decision, candidate, reason}
 		if outcome {
 			line = append(line, string(r.Outcome))
 		}
-		lines = append(lines, append(line, r.Detail))
+		lines = append(lines, append(line, detail))
 	}
 	if len(lines) == 0 {
 		_, err := fmt.Fprintln(p.stdout, "Nothing is watched: label a container updaterd.enable=true (in a cluster: annotate a workload updaterd.dev/enable=true), or set watch: all.")

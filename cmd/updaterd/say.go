@@ -97,17 +97,25 @@ func (p program) sayings(s *shared) []*cobra.Command {
 	return all
 }
 
-// say passes on what a person said: to the daemon, or where none listens to the
-// journal.
+// say passes on what a person said: to the daemon, or where none listens, or none any
+// more, to the journal.
 func (p program) say(ctx context.Context, cfg *config.Config, o output, def sayCommand, s updater.Saying) error {
-	daemon, _, err := daemonOf(ctx, cfg)
-	switch {
-	case errors.Is(err, server.ErrNobody):
+	err := p.tell(ctx, cfg, o, def, s)
+	if errors.Is(err, server.ErrNobody) {
 		return p.note(ctx, cfg, o, def, s)
-	case err != nil:
+	}
+	return err
+}
+
+// tell tells the daemon what a person said; the error is server.ErrNobody when none
+// has heard it.
+func (p program) tell(ctx context.Context, cfg *config.Config, o output, def sayCommand, s updater.Saying) error {
+	daemon, status, err := daemonOf(ctx, cfg)
+	if err != nil {
 		return err
-	case def.atOnce:
-		rows, err := p.follow(ctx, daemon, s, p.teller())
+	}
+	if def.atOnce && len(status.Backends) > 0 {
+		rows, err := p.follow(ctx, daemon, status.Backends, s, p.teller())
 		if err != nil && len(rows) == 0 {
 			return err
 		}
@@ -117,7 +125,11 @@ func (p program) say(ctx context.Context, cfg *config.Config, o output, def sayC
 	if err != nil {
 		return err
 	}
-	return p.printTold(o, def, told, stateOf(cfg))
+	if err := p.printTold(o, def, told, stateOf(cfg)); err != nil || !def.atOnce {
+		return err
+	}
+	_, err = fmt.Fprintln(p.stderr, "This daemon stands by. The one that leads takes it up; updaterd history tells how it ends.")
+	return err
 }
 
 // note writes what a person said into the journal, and does what was asked for at

@@ -49,13 +49,13 @@ func daemonOf(ctx context.Context, cfg *config.Config) (*server.Client, server.S
 }
 
 // follow says something over the socket and waits until what was asked for is over
-// for every workload. It shows on progress what goes on.
-func (p program) follow(ctx context.Context, c *server.Client, s updater.Saying, progress *teller) ([]updater.Row, error) {
+// for every workload of the backends that this daemon leads. It shows on progress what
+// goes on.
+func (p program) follow(ctx context.Context, c *server.Client, led []server.Backend, s updater.Saying, progress *teller) ([]updater.Row, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rows := map[string]updater.Row{}
-	waiting := map[string]bool{}
-	began := time.Now()
+	waiting := map[string]time.Time{} // since when it is written what was said
 	var failed error
 	say := func(s updater.Saying) []updater.Told {
 		told, err := c.Say(ctx, s)
@@ -66,8 +66,8 @@ func (p program) follow(ctx context.Context, c *server.Client, s updater.Saying,
 		return told
 	}
 	decided := func(w server.Workload) {
-		if !waiting[w.ID] || w.At.Before(began) {
-			return
+		if said, ok := waiting[w.ID]; !ok || w.AsOf.Before(said) {
+			return // it was looked at before, and goes by what was known then
 		}
 		r := rowOf(w)
 		r.Outcome = updater.OutcomeNone
@@ -79,7 +79,12 @@ func (p program) follow(ctx context.Context, c *server.Client, s updater.Saying,
 	}
 	err := c.Events(ctx, func() {
 		for _, t := range say(s) {
-			waiting[t.Workload] = true
+			if !slices.ContainsFunc(led, func(b server.Backend) bool { return b.Name == t.Backend }) {
+				rows[t.Workload] = updater.Row{Backend: t.Backend, Workload: t.Workload, Decision: "none", Outcome: updater.OutcomeNone, Reason: updater.Waiting,
+					Detail: "another updaterd leads on " + t.Backend + " and takes it up; updaterd history tells how it ends"}
+				continue
+			}
+			waiting[t.Workload] = t.At
 			if s.Verb == updater.SayRollback && !t.Changed {
 				// It is back, or on its way: a look tells.
 				say(updater.Saying{Verb: updater.SayCheck, Workloads: []string{t.Workload}})
@@ -101,13 +106,14 @@ func (p program) follow(ctx context.Context, c *server.Client, s updater.Saying,
 				break
 			}
 			for _, part := range change.Parts {
-				if !waiting[part.Workload] {
+				said, ok := waiting[part.Workload]
+				if !ok {
 					continue
 				}
 				progress.tell(change)
 				switch {
 				case !change.Phase.Final():
-				case change.Since.Before(began):
+				case change.Since.Before(said):
 					say(updater.Saying{Verb: updater.SayCheck, Workloads: []string{part.Workload}})
 				default:
 					rows[part.Workload] = ended(rows[part.Workload], part, change)
@@ -134,7 +140,7 @@ func (p program) follow(ctx context.Context, c *server.Client, s updater.Saying,
 
 // rowOf is a workload of the API as a row.
 func rowOf(w server.Workload) updater.Row {
-	r := updater.Row{Backend: w.Backend, Workload: w.ID, Image: w.Image, Decision: w.Decision, Candidate: w.Candidate, Reason: w.Reason, Detail: w.Detail, Until: w.Until}
+	r := updater.Row{Backend: w.Backend, Workload: w.ID, Image: w.Image, Decision: w.Decision, Candidate: w.Candidate, Reason: w.Reason, Detail: w.Detail, Until: w.Until, Hold: w.Hold}
 	if w.Digest != "" {
 		r.Digest = &w.Digest
 	}
@@ -296,13 +302,13 @@ Without a daemon it looks itself, as check does, which always asks the registrie
 			return err
 		}
 		daemon, _, err := daemonOf(c.Context(), cfg)
+		var all []server.Workload
+		if err == nil {
+			all, err = daemon.Workloads(c.Context(), args...)
+		}
 		var rows []updater.Row
 		switch {
 		case err == nil:
-			all, err := daemon.Workloads(c.Context(), args...)
-			if err != nil {
-				return err
-			}
 			for _, w := range all {
 				rows = append(rows, rowOf(w))
 			}
@@ -311,7 +317,7 @@ Without a daemon it looks itself, as check does, which always asks the registrie
 					return fmt.Errorf("%w: the daemon has seen no watched workload %q", updater.ErrUnknownWorkload, n)
 				}
 			}
-		case errors.Is(err, server.ErrNobody):
+		case errors.Is(err, server.ErrNobody): // or none any more
 			w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), looks)
 			if err != nil {
 				return err

@@ -27,10 +27,20 @@ type Workload struct {
 	Detail    string                `json:"detail"`
 	// Until is when the reason passes by itself, where that is known.
 	Until *time.Time `json:"until,omitempty"`
-	// At is when it was decided.
-	At time.Time `json:"at"`
+	// Hold is what keeps it as it is, whatever the reason.
+	Hold *updater.Hold `json:"hold,omitempty"`
+	// At is when it was decided, AsOf when what it goes by was read: a word said
+	// later is not in it.
+	At   time.Time `json:"at"`
+	AsOf time.Time `json:"as_of,omitzero"`
 	// Change is the id of the change under way.
 	Change string `json:"change,omitempty"`
+}
+
+// For reports whether it is so for this reason: that of its decision, or what
+// keeps it as it is besides.
+func (w Workload) For(reason updater.Reason) bool {
+	return w.Reason == reason || w.Hold != nil && w.Hold.Reason == reason
 }
 
 // Change is a change that is under way, or has just ended.
@@ -167,7 +177,7 @@ func NewBoard() *Board {
 
 // Decided implements [updater.Observer].
 func (b *Board) Decided(w updater.Workload, d updater.Decision) {
-	row := Workload{ID: w.ID, Backend: w.Backend, Image: w.Image, Digest: w.Runs.Digest(), Decision: "none", Reason: d.Reason, Detail: d.Detail, At: time.Now()}
+	row := Workload{ID: w.ID, Backend: w.Backend, Image: w.Image, Digest: w.Runs.Digest(), Decision: "none", Reason: d.Reason, Detail: d.Detail, Hold: d.Hold, At: time.Now(), AsOf: d.AsOf}
 	if d.Update {
 		row.Decision = "update"
 	}

@@ -70,8 +70,9 @@ func (c *Client) ask(ctx context.Context, method, path string, body any) (*http.
 	case err == nil:
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w at %s", ErrNobody, c.socket)
-	case method == http.MethodGet && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)):
-		// It ended in this moment, and answers no question any more.
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		// It ended in this moment. What was said may have been heard; to say it again
+		// is to say it once.
 		return nil, fmt.Errorf("%w at %s any more", ErrNobody, c.socket)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("socket %s may not be opened: become one of the group that it belongs to (api.group), or root", c.socket)

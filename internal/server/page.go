@@ -106,6 +106,7 @@ func (s *Server) frame(r *http.Request, title string) frame {
 // pageRow is a workload as a page shows it.
 type pageRow struct {
 	Workload
+	Besides              *updater.Hold // what holds it, where that is not the reason
 	Runs, New, NewDigest string
 	Tone, When, Age      string
 }
@@ -114,6 +115,9 @@ func rowFor(w Workload, now time.Time) pageRow {
 	r := pageRow{Workload: w, Runs: shortDigest(w.Digest), Age: age(now.Sub(w.At))}
 	if c := w.Candidate; c != nil && c.Digest != w.Digest {
 		r.New, r.NewDigest = c.Image, shortDigest(c.Digest)
+	}
+	if h := w.Hold; h != nil && h.Reason != w.Reason {
+		r.Besides = h
 	}
 	if w.Until != nil {
 		r.When = w.Until.Local().Format("2006-01-02 15:04:05 MST")
@@ -173,9 +177,15 @@ func (s *Server) listPage(w http.ResponseWriter, r *http.Request) {
 	for _, x := range s.options.Board.Workloads() {
 		data.All++
 		counts[string(x.Reason)]++
-		data.Paused = data.Paused || x.Reason == updater.Paused
-		words := strings.ToLower(strings.Join([]string{x.ID, x.Image, string(x.Reason), x.Detail}, " "))
-		if (data.Reason == "" || data.Reason == string(x.Reason)) && strings.Contains(words, strings.ToLower(data.Query)) {
+		words := []string{x.ID, x.Image, string(x.Reason), x.Detail}
+		if h := x.Hold; h != nil {
+			words = append(words, string(h.Reason), h.Detail)
+			if h.Reason != x.Reason {
+				counts[string(h.Reason)]++
+			}
+		}
+		data.Paused = data.Paused || x.For(updater.Paused)
+		if (data.Reason == "" || x.For(updater.Reason(data.Reason))) && strings.Contains(strings.ToLower(strings.Join(words, " ")), strings.ToLower(data.Query)) {
 			found = append(found, x)
 		}
 	}

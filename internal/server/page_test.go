@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"net/http"
@@ -104,6 +105,39 @@ func TestSessionsEnd(t *testing.T) {
 	}
 	require.Len(t, s.open, mostSessions)
 	require.False(t, find(first, now), "the oldest goes first")
+}
+
+// TestAHoldIsSeenWhateverTheReason: in both pages, in the filter, and in the API.
+func TestAHoldIsSeenWhateverTheReason(t *testing.T) {
+	s, b := newServer(&keeper{})
+	decide := func(name string, reason updater.Reason, h *updater.Hold) {
+		b.Decided(updater.Workload{ID: "local/" + name, Backend: "local"}, updater.Decision{Reason: reason, Hold: h})
+	}
+	hold := &updater.Hold{Reason: updater.Held, Detail: "held since noon by ann"}
+	decide("free", updater.UpToDate, nil)
+	decide("kept", updater.UpToDate, hold)
+	decide("waits", updater.Held, hold)
+	for _, path := range []string{"/?q=kept", "/workloads/local/kept"} {
+		page := ask(s, "GET", path).Body.String()
+		require.Contains(t, page, `<span class="state good">up-to-date</span> <span class="state wait">held</span>`, path)
+		require.Contains(t, page, "; held since noon by ann", path)
+	}
+	page := ask(s, "GET", "/?reason=held").Body.String()
+	require.Contains(t, page, "<p>2 of 3</p>")
+	require.Contains(t, page, `<option value="held" selected>held (2)</option>`)
+	require.Contains(t, page, `<option value="up-to-date">up-to-date (2)</option>`)
+	require.Equal(t, 1, strings.Count(ask(s, "GET", "/?q=waits").Body.String(), `<span class="state wait">held</span>`), "once is enough")
+	require.Contains(t, ask(s, "GET", "/?q=by+ann").Body.String(), "<p>2 of 3</p>")
+
+	var held []Workload
+	require.NoError(t, json.Unmarshal(ask(s, "GET", "/v1/workloads?reason=held").Body.Bytes(), &held))
+	require.Len(t, held, 2)
+	require.Equal(t, updater.UpToDate, held[0].Reason)
+	require.Equal(t, hold, held[0].Hold)
+
+	writer, w := newServer(&keeper{}, tokens()...)
+	w.Decided(updater.Workload{ID: "local/kept", Backend: "local"}, updater.Decision{Reason: updater.UpToDate, Hold: &updater.Hold{Reason: updater.Paused}})
+	require.Contains(t, ask(writer, "GET", "/", logIn(t, writer, writeToken)).Body.String(), "Resume everything", "also where nothing waits")
 }
 
 // TestPagesShowWhatTheyAreGiven, and nothing of it becomes markup.

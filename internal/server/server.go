@@ -183,7 +183,7 @@ func (s *Server) workloads(w http.ResponseWriter, r *http.Request) {
 	all := s.options.Board.Workloads()
 	all = slices.DeleteFunc(all, func(x Workload) bool {
 		return q.Has("backend") && x.Backend != q.Get("backend") ||
-			q.Has("reason") && !slices.Contains(q["reason"], string(x.Reason)) ||
+			q.Has("reason") && !slices.ContainsFunc(q["reason"], func(one string) bool { return x.For(updater.Reason(one)) }) ||
 			q.Has("name") && !slices.ContainsFunc(q["name"], func(n string) bool { return named(n, x.Backend, x.ID) })
 	})
 	answer(w, http.StatusOK, all)

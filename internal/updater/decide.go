@@ -20,6 +20,32 @@ type Decision struct {
 	// Until is when the reason will pass by itself; zero if it will not, or
 	// nobody knows.
 	Until time.Time
+	// Hold is what keeps the workload as it is, whatever the reason; nil when nothing
+	// does.
+	Hold *Hold
+	// AsOf is when what is remembered was read: a word said later is not in it.
+	AsOf time.Time
+}
+
+// Hold is a person's word that a workload stays as it is, whether or not there is
+// an update for it.
+type Hold struct {
+	Reason Reason    `json:"reason"` // Held, or Paused with everything
+	Detail string    `json:"detail"` // since when, by whom and why
+	Until  time.Time `json:"until,omitzero"`
+}
+
+// hold is what keeps a workload as it is; nil when nothing does. It is pure.
+func hold(s Settings, m Record, now time.Time) *Hold {
+	switch {
+	case m.paused.holds(now):
+		return &Hold{Paused, fmt.Sprintf("everything is paused since %s%s", stamp(m.paused.At), said(*m.paused)), m.paused.Until}
+	case s.Mode == ModeHold:
+		return &Hold{Reason: Held, Detail: "its mode is hold"}
+	case m.Hold.holds(now):
+		return &Hold{Held, fmt.Sprintf("held since %s%s", stamp(m.Hold.At), said(*m.Hold)), m.Hold.Until}
+	}
+	return nil
 }
 
 // decide is pure: everything it goes by is handed in. A change of the same
@@ -57,14 +83,10 @@ func decide(w Workload, s Settings, f finding, m Record, now time.Time) Decision
 	if skip != nil {
 		return say(skip.Reason, time.Time{}, "%s", skip.Detail)
 	}
-	switch {
-	case m.paused.holds(now):
-		return say(Paused, m.paused.Until, "everything is paused since %s%s", stamp(m.paused.At), said(*m.paused))
-	case s.Mode == ModeHold:
-		return say(Held, time.Time{}, "its mode is hold")
-	case m.Hold.holds(now):
-		return say(Held, m.Hold.Until, "held since %s%s", stamp(m.Hold.At), said(*m.Hold))
-	case s.Mode == ModeMonitor && asked == nil:
+	if h := hold(s, m, now); h != nil {
+		return say(h.Reason, h.Until, "%s", h.Detail)
+	}
+	if s.Mode == ModeMonitor && asked == nil {
 		return say(Monitor, time.Time{}, "%s is there; its mode is monitor, so it is not touched", bare(c.Ref))
 	}
 	if r := m.rejection(c, now); r != nil {

@@ -2,6 +2,7 @@ package updater_test
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -25,6 +26,12 @@ func (w *watcher) Decided(_ updater.Workload, d updater.Decision) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.said = append(w.said, d)
+}
+
+func (w *watcher) decisions() []updater.Decision {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.said)
 }
 
 func (w *watcher) Passed(p updater.Passed) {

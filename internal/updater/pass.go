@@ -218,6 +218,7 @@ type pass struct {
 	// known are all workloads that were listed, watched or not.
 	known  map[string]member
 	memory map[string]Record
+	asOf   time.Time // when memory was read
 	// found are the names a person gave that mean something here.
 	found map[string]bool
 	// unavailable is why the backend could not be asked.
@@ -330,6 +331,7 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 		}
 		return
 	}
+	p.asOf = time.Now()
 	p.memory, err = p.journal.Recall(ctx)
 	if err != nil {
 		p.log.Error("memory cannot be read", "err", err)
@@ -442,6 +444,7 @@ func cycle(at, it *item, seen map[*item]bool) []string {
 func (p *pass) decide(ctx context.Context, it *item) {
 	defer close(it.decided)
 	defer func() {
+		it.decision.Hold, it.decision.AsOf = hold(it.settings, it.memory, time.Now()), p.asOf
 		p.tell(it)
 		if p.act && !it.aside && !it.stopped {
 			p.watching().Decided(it.workload, it.decision)
@@ -747,6 +750,9 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	defer p.release(it.workload.ID)
 	defer func() {
 		it.stopped = it.stopped || stop.Err() != nil
+		if it.late != nil && it.late.AsOf.IsZero() {
+			it.late.Hold, it.late.AsOf = it.decision.Hold, p.asOf
+		}
 		if it.late != nil && !it.stopped {
 			p.watching().Postponed(it.workload, *it.late)
 		}
@@ -807,6 +813,7 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 	defer out()
 
 	// Time has passed: a person may have spoken, the window may have shut.
+	asOf := time.Now()
 	memory, err := p.journal.Recall(stop)
 	if err != nil {
 		give(Surroundings, fmt.Sprintf("the journal cannot be read: %v", err))
@@ -816,6 +823,7 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 		f := finding{candidate: t.decision.Candidate, detail: t.decision.Detail}
 		again := decide(t.workload, t.settings, f, recall(memory, t.workload.ID), time.Now())
 		if !again.Update {
+			again.Hold, again.AsOf = hold(it.settings, recall(memory, it.workload.ID), time.Now()), asOf
 			if t != it {
 				again.Detail = t.workload.ID + ": " + again.Detail
 			}
@@ -954,7 +962,7 @@ func (p *pass) row(it *item) Row {
 	}
 	r := Row{
 		Backend: w.Backend, Workload: w.ID, Image: w.Image, Policy: it.settings.Policy.Policy,
-		Decision: "none", Reason: d.Reason, Detail: d.Detail,
+		Decision: "none", Reason: d.Reason, Detail: d.Detail, Hold: d.Hold,
 		trouble: d.Reason == InProgress && p.open[w.ID].Stuck != "",
 	}
 	if !d.Until.IsZero() {

@@ -205,7 +205,7 @@ func TestNames(t *testing.T) {
 
 		lifted, err := u.Say(t.Context(), updater.Saying{Verb: updater.SayForget, Workloads: []string{"other"}})
 		require.NoError(t, err, "nothing to lift is no mistake")
-		require.Equal(t, []updater.Told{{Backend: "local", Workload: "local/other"}}, lifted)
+		require.Equal(t, []updater.Told{{Backend: "local", Workload: "local/other", At: time.Now()}}, lifted)
 
 		w.on = nil
 		u, _ = w.process(0)

@@ -101,6 +101,8 @@ type Row struct {
 	Detail    string        `json:"detail"`
 	// Until is when the reason passes by itself, where that is known.
 	Until *time.Time `json:"until,omitempty"`
+	// Hold is what keeps it as it is, whatever the reason.
+	Hold *Hold `json:"hold,omitempty"`
 	// Outcome is empty in a check.
 	Outcome Outcome `json:"outcome,omitempty"`
 

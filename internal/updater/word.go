@@ -61,6 +61,8 @@ type Told struct {
 	Workload string `json:"workload,omitempty"`
 	// Changed is false when it was so already.
 	Changed bool `json:"changed"`
+	// At is when it was written: a decision as of then goes by it.
+	At time.Time `json:"at"`
 	// Image is what it is about.
 	Image *RowCandidate `json:"image,omitempty"`
 	// Rejected and Retry are what forget lifted.
@@ -93,6 +95,7 @@ func (u *Updater) Say(ctx context.Context, s Saying) ([]Told, error) {
 	told := []Told{}
 	for _, p := range plans {
 		t, err := u.remember(ctx, s, p)
+		t.At = time.Now()
 		if err != nil {
 			return told, fmt.Errorf("%s of %s: %w", s.Verb, cmp.Or(p.workload, "everything on "+p.place.Backend.Name()), err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -228,6 +229,102 @@ func TestDaemonActsByAWordAtOnce(t *testing.T) {
 		say(updater.SayRollback)
 		w.holds(oldDigest, "rolled back")
 		stop()
+	})
+}
+
+// heldRegistry is one that answers when it is let.
+type heldRegistry struct {
+	*backendtest.Registry
+	answers <-chan struct{}
+}
+
+func (r heldRegistry) As(updater.Logins) updater.Registry { return r }
+
+func (r heldRegistry) Resolve(ctx context.Context, ref string) (string, error) {
+	select {
+	case <-r.answers:
+	case <-ctx.Done():
+	}
+	return r.Registry.Resolve(ctx, ref)
+}
+
+// TestADecisionSaysAsOfWhen: a word that comes in the middle of a look is not in it,
+// and whoever waits for what comes of it can tell.
+func TestADecisionSaysAsOfWhen(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.Mode = updater.ModeApprove
+		w.said(true, updater.SayReject)
+		u, seen := w.observed()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- u.Run(ctx) }()
+		synctest.Wait()
+
+		answers := make(chan struct{})
+		rules := w.rules()
+		rules.Observer, rules.Registry = updater.Observers{seen}, heldRegistry{w.registry, answers}
+		u.Reload(rules)
+		say := func(v updater.Verb) updater.Told {
+			told, err := u.Say(t.Context(), updater.Saying{Verb: v, Workloads: []string{"web"}})
+			require.NoError(t, err)
+			synctest.Wait()
+			return told[0]
+		}
+		say(updater.SayForget) // and the look that follows waits for the registry
+		time.Sleep(time.Millisecond)
+		asked := say(updater.SayUpdate)
+		before := len(seen.decisions())
+		close(answers)
+		synctest.Wait()
+		all := seen.decisions()[before:]
+		require.Equal(t, updater.NeedsApproval, all[0].Reason)
+		require.True(t, all[0].AsOf.Before(asked.At))
+		require.Equal(t, updater.Update, all[1].Reason)
+		require.False(t, all[1].AsOf.Before(asked.At))
+		time.Sleep(40 * time.Second)
+		w.holds(newDigest, "it was asked for")
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+// TestAHoldShowsWhateverTheReason: also where there is nothing to hold back.
+func TestAHoldShowsWhateverTheReason(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		held := func() (updater.Reason, *updater.Hold) {
+			t.Helper()
+			rows, err := w.check("web")
+			require.NoError(t, err)
+			return rows[0].Reason, rows[0].Hold
+		}
+		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
+		reason, hold := held()
+		require.Equal(t, updater.UpToDate, reason)
+		require.Nil(t, hold)
+
+		w.said(true, updater.SayHold, lasts(time.Hour))
+		reason, hold = held()
+		require.Equal(t, updater.UpToDate, reason, "it still is")
+		require.Equal(t, updater.Held, hold.Reason)
+		require.Contains(t, hold.Detail, "by ann")
+		require.WithinDuration(t, time.Now().Add(time.Hour), hold.Until, 0)
+		w.said(true, updater.SayPause)
+		_, hold = held()
+		require.Equal(t, updater.Paused, hold.Reason)
+		w.said(true, updater.SayResume)
+		time.Sleep(time.Hour)
+		_, hold = held()
+		require.Nil(t, hold, "it has lapsed")
+
+		w.settings.Mode = updater.ModeHold
+		_, hold = held()
+		require.Equal(t, &updater.Hold{Reason: updater.Held, Detail: "its mode is hold"}, hold)
+
+		w.said(true, updater.SayHold)
+		u, seen := w.observed()
+		_, err := u.Once(t.Context(), nil)
+		require.NoError(t, err)
+		require.Equal(t, updater.Held, seen.decisions()[0].Hold.Reason, "whoever watches is told")
 	})
 }
 

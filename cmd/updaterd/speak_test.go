@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/updaterd/updaterd/internal/server"
+	"github.com/updaterd/updaterd/internal/updater"
+)
+
+// played is a daemon of which only the API is there.
+type played struct {
+	t      *testing.T
+	socket string
+	board  *server.Board
+	leads  string
+	// say is what a word does.
+	say func(updater.Saying) []updater.Told
+}
+
+func play(t *testing.T) *played {
+	t.Helper()
+	d := &played{t: t, socket: filepath.Join(t.TempDir(), "s"), board: server.NewBoard(), leads: "local"}
+	d.serve(server.New(server.Options{Updater: d, Board: d.board, Log: slog.New(slog.DiscardHandler)}))
+	return d
+}
+
+// serve answers on the socket until the test or the returned function ends it.
+func (d *played) serve(h http.Handler) (end func()) {
+	d.t.Helper()
+	l, err := net.Listen("unix", d.socket)
+	require.NoError(d.t, err)
+	s := &http.Server{Handler: h, ConnContext: server.ConnContext, ReadHeaderTimeout: time.Minute}
+	go func() { _ = s.Serve(l) }()
+	end = func() { _ = s.Close() }
+	d.t.Cleanup(end)
+	return end
+}
+
+func (d *played) Say(_ context.Context, s updater.Saying) ([]updater.Told, error) {
+	return d.say(s), nil
+}
+func (d *played) History(context.Context) ([]updater.Entry, error) { return nil, nil }
+func (d *played) Glance() updater.Glance {
+	return updater.Glance{Ready: true, Places: []updater.Sight{{Backend: d.leads, Looked: true}}}
+}
+
+// run is one command line beside it.
+func (d *played) run(args ...string) (code int, stdout, stderr string) {
+	d.t.Helper()
+	file := filepath.Join(filepath.Dir(d.socket), "updaterd.yaml")
+	require.NoError(d.t, os.WriteFile(file, fmt.Appendf(nil, "state: %s\napi: {socket: %s}\ndocker: [{name: local, endpoint: \"unix:///nowhere/docker.sock\"}]\n",
+		d.t.TempDir(), d.socket), 0o600))
+	var out, complaint bytes.Buffer
+	p := program{stdin: bytes.NewReader(nil), stdout: &out, stderr: &complaint, version: "v1"}
+	code = p.main(d.t.Context(), append([]string{"-c", file}, args...))
+	return code, out.String(), complaint.String()
+}
+
+func web(reason updater.Reason, asOf time.Time) (updater.Workload, updater.Decision) {
+	return updater.Workload{ID: "local/web", Backend: "local", Image: "web:1"},
+		updater.Decision{Reason: reason, Update: reason == updater.Update, Candidate: &updater.Image{Ref: "web:1", Digest: "sha256:2"}, AsOf: asOf}
+}
+
+// TestALookFromBeforeAWordIsNoAnswerToIt: one that was under way when it was said
+// tells of its decision afterwards.
+func TestALookFromBeforeAWordIsNoAnswerToIt(t *testing.T) {
+	d := play(t)
+	d.say = func(s updater.Saying) []updater.Told {
+		require.Equal(t, updater.SayUpdate, s.Verb)
+		before := time.Now()
+		at := before.Add(time.Millisecond)
+		d.board.Decided(web(updater.NeedsApproval, before))
+		d.board.Decided(web(updater.Update, at.Add(time.Millisecond)))
+		c := updater.Change{ID: "c1", Backend: "local", Unit: "local/web", Phase: updater.Preparing, Since: at.Add(2 * time.Millisecond),
+			Parts: []updater.Part{{Workload: "local/web", To: updater.Image{Ref: "web:1", Digest: "sha256:2"}, Replace: true}}}
+		d.board.Moved(c)
+		c.Phase, c.Verdict, c.Ended = updater.Committed, updater.Good, time.Now()
+		d.board.Moved(c)
+		return []updater.Told{{Backend: "local", Workload: "local/web", Changed: true, At: at}}
+	}
+	code, stdout, stderr := d.run("update", "web")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, "committed")
+	require.NotContains(t, stdout, "needs-approval")
+}
+
+// TestWhatAnotherLeadsIsNotWaitedFor: its end is not to be seen from here.
+func TestWhatAnotherLeadsIsNotWaitedFor(t *testing.T) {
+	d := play(t)
+	d.leads = "another"
+	d.say = func(updater.Saying) []updater.Told {
+		return []updater.Told{{Backend: "local", Workload: "local/web", Changed: true, At: time.Now()}}
+	}
+	code, stdout, _ := d.run("update", "web")
+	require.Equal(t, 1, code, "it is not done yet")
+	require.Contains(t, stdout, "another updaterd leads on local and takes it up")
+}
+
+// TestADaemonThatEndsBetweenTwoQuestions: the command then works as without one.
+func TestADaemonThatEndsBetweenTwoQuestions(t *testing.T) {
+	for name, last := range map[string]http.HandlerFunc{
+		"before the second": nil,
+		"at the second":     func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, args := range [][]string{{"workloads", "-o", "json"}, {"history", "-o", "json"}, {"pause", "-o", "json"}} {
+				d := &played{t: t, socket: filepath.Join(t.TempDir(), "s"), board: server.NewBoard(), leads: "local"}
+				api := server.New(server.Options{Updater: d, Board: d.board, Log: slog.New(slog.DiscardHandler)})
+				var end func()
+				end = d.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					switch {
+					case r.URL.Path != "/v1/status":
+						last(w, r)
+						return
+					case last == nil:
+						defer end()
+					}
+					api.ServeHTTP(w, r)
+				}))
+				code, stdout, stderr := d.run(args...)
+				require.Zero(t, code, "%s: %s", args, stderr)
+				require.Empty(t, stderr)
+				want := map[string]string{"workloads": "backend-unavailable", "history": "[]", "pause": `"changed": true`}[args[0]]
+				require.Contains(t, stdout, want)
+			}
+		})
+	}
+}
