@@ -14,6 +14,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/stretchr/testify/require"
 	"github.com/updaterd/updaterd/e2e/stage"
+	"golang.org/x/sys/unix"
 )
 
 // installation is an updaterd without an engine.
@@ -300,6 +301,25 @@ func TestSecondRunOnOneStateDirectory(t *testing.T) {
 	daemon = r.u.Start("run")
 	daemon.WaitLog("pass over", 20*time.Second)
 	daemon.Kill()
+	r.once(0)
+}
+
+// TestAStateThatCannotBeWritten is told by the exit code, also when there is nothing to
+// write: nobody reads the log of a timer.
+func TestAStateThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, start{})
+	r.u.State = stage.SmallDir(t, 1<<20)
+	r.once(0)
+	require.NoError(t, unix.Mount("", r.u.State, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	res := r.u.Run("run", "--once", "-o", "json")
+	require.Equal(t, 1, res.Code)
+	require.Equal(t, "up-to-date", parseRows(t, res.Stdout)[0].Reason)
+	require.Contains(t, res.Stderr, "updaterd: nothing can be updated on local: ")
+	require.Contains(t, res.Stderr, "make "+r.u.State+" writable")
+	require.Equal(t, "up-to-date", r.check(0).Reason, "which writes nothing")
+	r.untouched()
+	require.NoError(t, unix.Mount("", r.u.State, "", unix.MS_REMOUNT, ""))
 	r.once(0)
 }
 

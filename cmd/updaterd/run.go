@@ -69,6 +69,9 @@ waited for as long as --lease-wait says.`,
 		if err != nil && len(rows) == 0 {
 			return err // there was no pass
 		}
+		if err == nil && c.Context().Err() == nil {
+			err = w.writable(c.Context())
+		}
 		if err := errors.Join(p.printRows(*o, rows, true), err); err != nil {
 			return err
 		}
@@ -78,6 +81,20 @@ waited for as long as --lease-wait says.`,
 		return nil
 	}
 	return c
+}
+
+// writable reports why an update could not have been begun, whether or not there was
+// one: a journal that cannot be written has been logged, which nobody reads who goes
+// by exit codes.
+func (w *wiring) writable(ctx context.Context) error {
+	unchanged := map[string]func(*updater.Record){updater.Everything: func(*updater.Record) {}}
+	var all []error
+	for _, place := range w.places {
+		if err := place.State.Journal().Remember(ctx, unchanged); err != nil {
+			all = append(all, fmt.Errorf("nothing can be updated on %s: %w", place.Backend.Name(), err))
+		}
+	}
+	return errors.Join(all...)
 }
 
 // daemon runs until ctx ends. Passes go by the newest configuration that was
