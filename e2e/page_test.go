@@ -24,7 +24,7 @@ import (
 
 // browser is a Chromium with one tab.
 type browser struct {
-	t   *testing.T
+	t   testing.TB
 	ctx context.Context
 	at  string // what goes before a path
 
@@ -33,7 +33,7 @@ type browser struct {
 	foreign  []string // what it asked others for
 }
 
-func newBrowser(t *testing.T, address string) *browser {
+func newBrowser(t testing.TB, address string) *browser {
 	t.Helper()
 	path, err := program.Get(t.Context(), "chromium-headless-shell", "chromium-headless-shell", os.Stderr)
 	if _, apt := exec.LookPath("apt-get"); err != nil && os.Getenv("CI") == "" && (apt != nil || os.Geteuid() != 0) {

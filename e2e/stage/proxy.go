@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -43,6 +45,10 @@ func (c Call) String() string { return c.Method + " " + c.Path }
 type Hooks struct {
 	Before func(Call) error
 	After  func(Call) error
+	// Play changes the engine's answer to a call that changes nothing, and Ask the path
+	// that such a call asks for, without the version: more can be there than there is.
+	Play func(Call, []byte) []byte
+	Ask  func(path string) string
 }
 
 // Proxy stands between a client and an engine.
@@ -91,9 +97,13 @@ func (d *Docker) Proxy(hooks Hooks) *Proxy {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "http", "docker"
 			r.Out.Host = r.In.Host
-			path := r.In.Context().Value(key{}).(Call).Path
-			if path == "/containers/json" || path == "/events" {
+			call := r.In.Context().Value(key{}).(Call)
+			if call.Path == "/containers/json" || call.Path == "/events" {
 				d.scope(r.Out.URL)
+			}
+			if hooks.Ask != nil && call.N == 0 {
+				r.Out.URL.Path = strings.TrimSuffix(r.In.URL.Path, call.Path) + hooks.Ask(call.Path)
+				r.Out.URL.RawPath = ""
 			}
 		},
 		Transport:     transport,
@@ -105,6 +115,16 @@ func (d *Docker) Proxy(hooks Hooks) *Proxy {
 			p.mu.Lock()
 			p.calls = append(p.calls, call)
 			p.mu.Unlock()
+			if hooks.Play != nil && call.N == 0 && strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") && call.Path != "/events" {
+				body, err := io.ReadAll(resp.Body)
+				if err != nil {
+					return err
+				}
+				resp.Body.Close()
+				body = hooks.Play(call, body)
+				resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+				resp.Header.Set("Content-Length", strconv.Itoa(len(body)))
+			}
 			if hooks.After == nil {
 				return nil
 			}

@@ -173,9 +173,8 @@ func TestListFindsAndPages(t *testing.T) {
 		}
 		b.Decided(updater.Workload{ID: fmt.Sprintf("local/w%04d", i), Backend: "local", Image: "web:1"}, updater.Decision{Reason: reason})
 	}
-	began := time.Now()
 	page := ask(s, "GET", "/").Body.String()
-	require.Less(t, time.Since(began), 2*time.Second)
+	require.Less(t, len(page), 150_000)
 	require.Contains(t, page, "2000 of 2000, page 1 of 10")
 	require.Equal(t, rowsPerPage, strings.Count(page, `scope="row"`))
 	require.Contains(t, page, `rel="next"`)
