@@ -93,7 +93,6 @@ func newRig(t *testing.T, s start) *rig {
 	}
 	r.before = r.d.Wait(r.name, 20*time.Second, "as the test wants it", s.waitFor)
 	r.u = stage.NewUpdaterd(t, r.d.Scoped(), s.config)
-	r.u.Timeout = time.Minute
 	return r
 }
 
@@ -119,7 +118,7 @@ func (r *rig) through(h stage.Hooks) *stage.Proxy {
 
 // sweep takes the tags that updaterd keeps by design off a shared engine.
 func (r *rig) sweep() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), stage.Patience)
 	defer cancel()
 	if r.d.Engine != nil {
 		return
@@ -370,7 +369,7 @@ func (r *rig) runKilled(where at, args ...string) bool {
 	victim <- d
 	select {
 	case <-d.Done():
-	case <-time.After(time.Minute):
+	case <-time.After(stage.Patience):
 		r.t.Fatal("updaterd neither ended nor made the call")
 	}
 	r.through(stage.Hooks{})
@@ -382,8 +381,11 @@ func (r *rig) runKilled(where at, args ...string) bool {
 	}
 }
 
+// within fails t when ch is not closed after timeout or stage.Patience, whichever
+// is longer.
 func within(t *testing.T, timeout time.Duration, what string, ch <-chan struct{}) {
 	t.Helper()
+	timeout = max(timeout, stage.Patience)
 	select {
 	case <-ch:
 	case <-time.After(timeout):

@@ -34,10 +34,6 @@ const selfSettings = settings + `
 state: /state
 `
 
-// patience is for a machine on which many updates are under way at once. What is
-// waited for is there in seconds.
-const patience = 3 * time.Minute
-
 // own is an updaterd in a container, which watches that container.
 type own struct {
 	t    *testing.T
@@ -324,7 +320,7 @@ func (o *own) settles(version string) container.InspectResponse {
 		return c.State.Running && !c.State.Restarting && slices.Contains(c.Config.Env, "APP_VERSION="+version) &&
 			flockedBy(filepath.Join(o.state, "local.lock")) == c.State.Pid
 	}
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(stage.Patience)
 	for !over() {
 		if time.Now().After(deadline) {
 			o.t.Fatalf("waited in vain for one updaterd %s that leads: %s", version, now)
@@ -382,7 +378,7 @@ var updates = map[string]struct {
 func (o *own) ends(bad bool) {
 	o.t.Helper()
 	// After a bad one it will look as it did before.
-	stage.Eventually(o.t, patience, "the end of the change", func() bool {
+	stage.Eventually(o.t, stage.Patience, "the end of the change", func() bool {
 		time.Sleep(300 * time.Millisecond) // each look is a process of its own
 		return len(o.events()) > 0
 	})
@@ -446,7 +442,7 @@ func TestUpdaterdUpdatesItselfByItsHealthCheck(t *testing.T) {
 	o.d.WaitHealthy(o.settles("v2").ID, 20*time.Second)
 	require.Equal(t, "updated", o.last().Event)
 	o.push(checked("v3", "CMD", "/updaterd", "status", "--config", "/nowhere.yaml"))
-	stage.Eventually(t, patience, "the bad one to be tried", func() bool {
+	stage.Eventually(t, stage.Patience, "the bad one to be tried", func() bool {
 		return len(o.events()) == 2
 	})
 	o.settles("v2")
@@ -504,7 +500,7 @@ func TestUpdaterdUpdatesItselfAlone(t *testing.T) {
 	o.reg.Push("acme/"+web+":latest", stage.Image{Version: "v2"})
 	o.reg.Up()
 
-	stage.Eventually(t, patience, "both to be new", func() bool {
+	stage.Eventually(t, stage.Patience, "both to be new", func() bool {
 		if !slices.Equal(o.d.Names(), slices.Sorted(slices.Values([]string{o.name, web}))) {
 			return false
 		}
@@ -573,7 +569,7 @@ func TestUpdaterdIsKilledWhileItUpdatesItself(t *testing.T) {
 						o.push(o.image("v2", update.cmd...))
 						// Not every update makes the same calls: the engine starts a bad one again
 						// and again, and the one of two that comes first removes what is left.
-						stage.Eventually(t, patience, "the call, or the end", func() bool {
+						stage.Eventually(t, stage.Patience, "the call, or the end", func() bool {
 							select {
 							case <-tr.sprung:
 								return true
@@ -641,7 +637,7 @@ func TestTheHelperIsRemoved(t *testing.T) {
 				cmd = updates["dies at a start"].cmd
 			}
 			o.push(o.image("v2", cmd...))
-			within(t, patience, "the call", tr.sprung)
+			within(t, stage.Patience, "the call", tr.sprung)
 			o.ends(row.bad)
 		})
 	}
@@ -681,7 +677,7 @@ func TestNobodyIsLeft(t *testing.T) {
 				cmd = updates["dies at a start"].cmd
 			}
 			o.push(o.image("v2", cmd...))
-			within(t, patience, "the call", tr.sprung)
+			within(t, stage.Patience, "the call", tr.sprung)
 			for _, c := range o.d.Containers() {
 				if row.stop && c.ID != o.before.ID {
 					require.NoError(t, o.d.ContainerStop(t.Context(), c.ID, container.StopOptions{}))

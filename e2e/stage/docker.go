@@ -240,10 +240,11 @@ func (d *Docker) Inspect(name string) container.InspectResponse {
 	return c
 }
 
-// Wait inspects the container until ok; it fails after timeout with what it is
-// then. That there is no such container, or no engine, it takes for not yet.
+// Wait inspects the container until ok; it fails after timeout or Patience,
+// whichever is longer, with what it is then. That there is no such container, or no engine, it takes for not yet.
 func (d *Docker) Wait(name string, timeout time.Duration, what string, ok func(container.InspectResponse) bool) container.InspectResponse {
 	d.t.Helper()
+	timeout = max(timeout, Patience)
 	deadline := time.Now().Add(timeout)
 	for {
 		c, err := d.ContainerInspect(d.t.Context(), name)
@@ -368,7 +369,7 @@ func (d *Docker) MakeVolume(name string) {
 
 // clean removes all that this test made on a shared engine.
 func (d *Docker) clean() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*Patience)
 	defer cancel()
 	check := func(err error) {
 		if err != nil && !errdefs.IsNotFound(err) {

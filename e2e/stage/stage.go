@@ -117,10 +117,17 @@ func goBuild(out, pkg string, dir func() (string, error)) error {
 	return nil
 }
 
-// Eventually calls ok every 10 ms until it is true; it fails t after timeout,
-// or when t is broken off, saying what was waited for.
+// Patience is how long is waited for anything at least, however little a test
+// allows: on a busy machine everything takes its time, and where nothing is broken
+// nobody waits longer than it takes.
+const Patience = 3 * time.Minute
+
+// Eventually calls ok every 10 ms until it is true; it fails t after timeout or
+// Patience, whichever is longer, or when t is broken off, saying what was waited
+// for.
 func Eventually(t TB, timeout time.Duration, what string, ok func() bool) {
 	t.Helper()
+	timeout = max(timeout, Patience)
 	deadline := time.Now().Add(timeout)
 	for !ok() {
 		if time.Now().After(deadline) {

@@ -26,7 +26,7 @@ type Updaterd struct {
 	// Env is added to the environment, which is otherwise this process's without
 	// what updaterd would read.
 	Env []string
-	// Timeout is how long Run lets a command take; 2 minutes.
+	// Timeout is how long Run lets a command take; twice the Patience.
 	Timeout time.Duration
 
 	t TB
@@ -49,7 +49,7 @@ func NewUpdaterd(t TB, host, config string) *Updaterd {
 	dir := t.TempDir()
 	u := &Updaterd{
 		Bin: bin, Config: filepath.Join(dir, "updaterd.yaml"), State: filepath.Join(dir, "state"),
-		Env: []string{"DOCKER_HOST=" + host}, Timeout: 2 * time.Minute, t: t,
+		Env: []string{"DOCKER_HOST=" + host}, Timeout: 2 * Patience, t: t,
 	}
 	require.NoError(t, os.Mkdir(u.State, 0o700))
 	u.WriteConfig(config)
