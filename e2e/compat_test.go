@@ -11,6 +11,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/versions"
 	"github.com/stretchr/testify/require"
+	"github.com/updaterd/updaterd/e2e/engine"
 	"github.com/updaterd/updaterd/e2e/stage"
 )
 
@@ -108,6 +109,7 @@ func notes(dir string) func(*stage.Spec) {
 
 // TestWatchtowersHooks run in the old container and in the new, by its shell.
 func TestWatchtowersHooks(t *testing.T) {
+	stage.NotOn(t, engine.Proxied, noExec)
 	for _, tt := range []struct {
 		name      string
 		pre, post string

@@ -8,6 +8,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/stretchr/testify/require"
+	"github.com/updaterd/updaterd/e2e/engine"
 	"github.com/updaterd/updaterd/e2e/stage"
 )
 
@@ -92,6 +93,9 @@ func TestBadImages(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if strings.HasPrefix(tt.why, "post-update") {
+				stage.NotOn(t, engine.Proxied, noExec)
+			}
 			t.Parallel()
 			r := newRig(t, start{policy: tt.policy, change: tt.change})
 			tt.image.Version = "bad"

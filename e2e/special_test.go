@@ -29,6 +29,9 @@ func beside(t *testing.T, s start) (r *rig, net string) {
 	return newRig(t, s), net
 }
 
+// noExec is why updaterd runs no command in a container.
+const noExec = "HAProxy up to 2.8 takes apart the request that starts a command in a container"
+
 // noNames is why customers cannot find a container by its name or alias.
 const noNames = "Podman's networks resolve no names without packages that are not tested here"
 
