@@ -66,8 +66,8 @@ test-engines: build compose ## Run the tests that touch an engine on all of ENGI
 	@failed=; for engine in $(ENGINES); do \
 		echo "== engine $$engine"; \
 		{ CI=true UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) --engine=$$engine sh -c '\
-			go test -json -count=1 -timeout=60m $(if $(RUN),-run "$(RUN)") ./internal/docker; \
-			cd e2e && go test -json -count=1 -p=1 -timeout=60m $(if $(RUN),-run "$(RUN)") .'; } \
+			go test -json -count=1 -timeout=2h $(if $(RUN),-run "$(RUN)") ./internal/docker; \
+			cd e2e && go test -json -count=1 -p=1 -timeout=2h $(if $(RUN),-run "$(RUN)") .'; } \
 			| bin/matrix record bin/engines/$$engine.json || failed="$$failed $$engine"; \
 	done; \
 	$(if $(RUN),,bin/matrix write docs/engines.md $(patsubst %,bin/engines/%.json,20.10 29 podman proxy);) \
