@@ -107,9 +107,10 @@ fuzz: ## Run each fuzz target for FUZZTIME (20s)
 	done
 
 .PHONY: bench
-bench: build ## Measure speed, memory and the gap in service
+bench: build kubernetes ## Measure speed, memory and the gap in service
 	go test -run '^$$' -bench . -benchmem ./...
 	UPDATERD_BIN=$(CURDIR)/bin/updaterd $(ENGINE) sh -ec 'cd e2e && go test -run "^$$" -bench . -timeout=20m ./...'
+	cd e2e/cluster && UPDATERD_BIN=$(CURDIR)/bin/updaterd go test -run '^$$' -bench . -timeout=30m .
 
 .PHONY: clean
 clean: ## Remove what was built

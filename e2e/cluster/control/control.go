@@ -79,7 +79,7 @@ func Start(ctx context.Context, programs Programs) (*Plane, error) {
 	if err := p.prepare(); err != nil {
 		return nil, errors.Join(err, p.Stop())
 	}
-	for _, step := range []func(context.Context) error{p.startEtcd, p.StartServer, p.startControllers} {
+	for _, step := range []func(context.Context) error{p.startEtcd, p.StartServer, p.startScheduler, p.StartControllers} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("start a control plane: %w", err), p.Stop())
 		}
@@ -172,8 +172,15 @@ func (p *Plane) StartServer(ctx context.Context) error {
 		"--kubelet-preferred-address-types=InternalIP", "--profiling=false", "--enable-priority-and-fairness=false")
 }
 
-// startControllers starts the controller-manager and the scheduler.
-func (p *Plane) startControllers(ctx context.Context) error {
+func (p *Plane) startScheduler(ctx context.Context) error {
+	return p.start(ctx, "kube-scheduler", nil,
+		"--kubeconfig="+p.file("scheduler.kubeconfig"), "--secure-port=0", "--leader-elect=false", "--profiling=false",
+		"--kube-api-qps=1000", "--kube-api-burst=2000")
+}
+
+// StartControllers starts the controller-manager, after KillControllers too: it begins
+// by reading all that there is.
+func (p *Plane) StartControllers(ctx context.Context) error {
 	client, err := kubernetes.NewForConfig(p.Config())
 	if err != nil {
 		return err
@@ -185,12 +192,6 @@ func (p *Plane) startControllers(ctx context.Context) error {
 		}
 		return err
 	}
-	err = p.start(ctx, "kube-scheduler", nil,
-		"--kubeconfig="+p.file("scheduler.kubeconfig"), "--secure-port=0", "--leader-elect=false", "--profiling=false",
-		"--kube-api-qps=1000", "--kube-api-burst=2000")
-	if err != nil {
-		return err
-	}
 	return p.start(ctx, "kube-controller-manager", settled,
 		"--kubeconfig="+p.file("controllers.kubeconfig"), "--secure-port=0", "--leader-elect=false", "--profiling=false",
 		"--service-account-private-key-file="+p.file("accounts.key"), "--root-ca-file="+p.file("ca.crt"),
@@ -198,6 +199,10 @@ func (p *Plane) startControllers(ctx context.Context) error {
 		"--concurrent-deployment-syncs=10", "--concurrent-replicaset-syncs=10",
 		"--controllers="+strings.Join(controllers, ","))
 }
+
+// KillControllers ends the controller-manager as kill -9 does, and returns when it is
+// gone.
+func (p *Plane) KillControllers() { p.kill("kube-controller-manager") }
 
 // KillServer ends the API server as kill -9 does, and returns when it is gone.
 func (p *Plane) KillServer() { p.kill("kube-apiserver") }

@@ -48,6 +48,8 @@ type Spec struct {
 	Runtime Runtime
 	// Taint, if set, keeps away the pods that do not tolerate this key.
 	Taint string
+	// Still: the pods on it stay as they are.
+	Still bool
 }
 
 // Foreign is the taint of the node whose architecture is another than this
@@ -155,7 +157,7 @@ func (f *Fleet) Node(name string) *Node { return f.nodes[name] }
 
 func (f *Fleet) see(ctx context.Context, p *corev1.Pod) {
 	n := f.nodes[p.Spec.NodeName]
-	if n == nil || ctx.Err() != nil {
+	if n == nil || n.Still || ctx.Err() != nil {
 		return
 	}
 	f.mu.Lock()

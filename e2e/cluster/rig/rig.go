@@ -73,10 +73,11 @@ func Shared(t stage.TB) *Cluster {
 	return shared.cluster
 }
 
-// Own is a cluster for this test alone, which may break it.
-func Own(t stage.TB) *Cluster {
+// Own is a cluster for this test alone, which may break it, with these nodes besides
+// the usual ones.
+func Own(t stage.TB, more ...node.Spec) *Cluster {
 	t.Helper()
-	c, err := start(t.Context())
+	c, err := start(t.Context(), more...)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -89,7 +90,7 @@ func Own(t stage.TB) *Cluster {
 	return c
 }
 
-func start(ctx context.Context) (*Cluster, error) {
+func start(ctx context.Context, more ...node.Spec) (*Cluster, error) {
 	source, err := control.Sources(ctx)
 	if err != nil {
 		return nil, err
@@ -104,7 +105,7 @@ func start(ctx context.Context) (*Cluster, error) {
 	}
 	c := &Cluster{Plane: plane}
 	if c.Client, err = kubernetes.NewForConfig(plane.Config()); err == nil {
-		c.Nodes, err = node.Start(ctx, plane.Config(), node.Usual()...)
+		c.Nodes, err = node.Start(ctx, plane.Config(), append(node.Usual(), more...)...)
 	}
 	if err != nil {
 		return nil, errors.Join(err, plane.Stop())
