@@ -44,7 +44,7 @@ const watchtowerLabel = "com.centurylinklabs.watchtower."
 
 // read reads the labels of the other programs on a workload, as the settings
 // that they amount to. What has no equal is a problem: nothing is guessed.
-func (c compat) read(w updater.Workload) (map[string]written, Problems) {
+func (c compat) read(w updater.Workload, keys []key[updater.Settings]) (map[string]written, Problems) {
 	if !c.watchtower || w.Namespace != "" {
 		return nil, nil
 	}
@@ -72,7 +72,7 @@ func (c compat) read(w updater.Workload) (map[string]written, Problems) {
 		from["enable"] = place{file: w.ID, key: "compat", source: "compat: watchtower:" + c.scope}
 	}
 	values := map[string]written{}
-	for _, k := range settingKeys() {
+	for _, k := range keys {
 		text, ok := texts[k.name]
 		if !ok {
 			continue

@@ -26,6 +26,8 @@ import (
 	"time"
 
 	"github.com/spf13/viper"
+
+	"github.com/updaterd/updaterd/internal/updater"
 )
 
 // DefaultFile is read when it exists and no other file is named.
@@ -67,7 +69,9 @@ type Config struct {
 	// Webhooks are what registries may tell us by.
 	Webhooks Webhooks
 
+	table      table              // made once: settings are asked for by the thousand
 	defaults   map[string]written // by setting, every one present
+	start      updater.Settings   // what defaults say, not settled
 	rules      []rule
 	compat     compat
 	labelTests bool // what is written on a workload may name the image of its test
@@ -130,7 +134,7 @@ func Load(path string, environ []string) (*Config, error) {
 }
 
 func load(d *document, data []byte, environ []string) (*Config, error) {
-	c := &Config{File: d.file}
+	c := &Config{File: d.file, table: newTable()}
 	vars := variables(environ)
 	d.credentials = cmp.Or(vars["CREDENTIALS_DIRECTORY"], serviceCredentials)
 
@@ -142,7 +146,7 @@ func load(d *document, data []byte, environ []string) (*Config, error) {
 	}
 	defaults := map[string]field{}
 	if f, ok := fields["defaults"]; ok {
-		defaults = d.mapping(f.value, f.key.Line, "defaults", settingNames())
+		defaults = d.mapping(f.value, f.key.Line, "defaults", c.table.names)
 	}
 
 	m := merge{viper: viper.New(), document: d, vars: vars, known: map[string]bool{}}
@@ -162,8 +166,8 @@ func load(d *document, data []byte, environ []string) (*Config, error) {
 		c.show(k.name, merged[k.name], k.secret)
 	}
 
-	settings := settingKeys()
-	layer(m, settings, "defaults.", defaults, settingNames().short)
+	settings := c.table.keys
+	layer(m, settings, "defaults.", defaults, c.table.names.short)
 	watch := merged["watch"]
 	m.fallback("defaults.enable", written{c.Watch == WatchAll, fmt.Sprint(c.Watch == WatchAll), place{
 		source: fmt.Sprintf("watch: %s (%s)", c.Watch, watch.from.source),
@@ -174,7 +178,8 @@ func load(d *document, data []byte, environ []string) (*Config, error) {
 	}
 	m.strangers()
 
-	if _, problems := settle(c.defaults); len(problems) > 0 {
+	c.start = c.table.lay(updater.Settings{}, c.defaults)
+	if _, problems := settle(c.start, layers{c.defaults}); len(problems) > 0 {
 		d.problems = append(d.problems, problems...)
 	}
 	c.lists(d, fields, vars)

@@ -17,7 +17,7 @@ import (
 )
 
 // from loads a configuration from a file in a directory of its own.
-func from(t *testing.T, text string, environ ...string) (*Config, error) {
+func from(t testing.TB, text string, environ ...string) (*Config, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "updaterd.yaml")
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))

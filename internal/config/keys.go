@@ -93,6 +93,21 @@ func settingKeys() []key[updater.Settings] {
 	}
 }
 
+// table is the table of settings with what is made of it.
+type table struct {
+	keys    []key[updater.Settings]
+	names   names
+	builtin map[string]any // by setting
+}
+
+func newTable() table {
+	t := table{keys: settingKeys(), names: settingNames(), builtin: map[string]any{}}
+	for _, k := range t.keys {
+		t.builtin[k.name] = readDefault(k).value
+	}
+	return t
+}
+
 // settingNames says what may be written where settings are.
 func settingNames() names {
 	n := namesOf(settingKeys())

@@ -19,6 +19,7 @@ import (
 type rule struct {
 	match  map[string]glob // by key of match; a label's as "labels.NAME"
 	values map[string]written
+	start  updater.Settings // these over the defaults, not settled
 }
 
 // matchNames are the keys of match.
@@ -27,8 +28,8 @@ func matchNames() names {
 }
 
 func (c *Config) readRules(d *document, f field) {
-	keys := settingKeys()
-	known := settingNames()
+	keys := c.table.keys
+	known := c.table.names
 	known.sections = []string{"match"}
 	entries(d, f, "rules", "rules", known, func(at string, line int, fields map[string]field) {
 		r := rule{match: map[string]glob{}, values: decode(d, fields, at, keys)}
@@ -48,7 +49,9 @@ func (c *Config) readRules(d *document, f field) {
 				c.show(at+"."+k.name, w, k.secret)
 			}
 		}
-		_, problems := settle(overlay(c.defaults, r.values))
+		layers := layers{r.values, c.defaults}
+		r.start = c.table.lay(c.start, r.values)
+		_, problems := settle(r.start, layers)
 		d.problems = append(d.problems, problems...)
 		c.rules = append(c.rules, r)
 	})
@@ -148,24 +151,36 @@ func spellings(image string) []string {
 	return all
 }
 
-// overlay lays values over others. An empty image undoes the test below it,
-// whose command would otherwise be left without anything to run in.
-func overlay(below map[string]written, layers ...map[string]written) map[string]written {
-	all := maps.Clone(below)
-	for _, above := range layers {
-		if image, ok := above["health.test.image"]; ok && image.value == "" {
-			all["health.test.command"] = written{from: image.from}
+// layers are values of settings, each layer over the next one.
+type layers []map[string]written
+
+// of is the value that holds. An empty image undoes the test below it, whose
+// command would otherwise be left without anything to run in.
+func (l layers) of(name string) written {
+	for _, layer := range l {
+		if w, ok := layer[name]; ok {
+			return w
 		}
-		maps.Copy(all, above)
+		if image, ok := layer["health.test.image"]; ok && image.value == "" && name == "health.test.command" {
+			return written{from: image.from}
+		}
 	}
-	return all
+	return written{}
 }
 
-// settle makes settings of effective values, all of which must be present, and
-// checks what only shows when they are together.
-func settle(values map[string]written) (updater.Settings, Problems) {
-	var s updater.Settings
-	put(&s, settingKeys(), values)
+// lay returns settings with a layer over them: what [layers.of] says, without
+// asking for each.
+func (t table) lay(below updater.Settings, above map[string]written) updater.Settings {
+	if image, ok := above["health.test.image"]; ok && image.value == "" {
+		below.Health.Test.Command = nil
+	}
+	put(&below, t.keys, above)
+	return below
+}
+
+// settle makes settings of what was laid together, and checks what only shows
+// then. values are what it was laid of.
+func settle(s updater.Settings, values layers) (updater.Settings, Problems) {
 	// The zero Hook is none, whatever its timeout would be.
 	for _, h := range []*updater.Hook{&s.PreUpdate, &s.PostUpdate} {
 		if len(h.Command) == 0 {
@@ -175,7 +190,7 @@ func settle(values map[string]written) (updater.Settings, Problems) {
 	var problems Problems
 	if t := &s.Health.Test; t.Image == "" { // nor is there a test without an image
 		if len(t.Command) > 0 {
-			problems = append(problems, values["health.test.command"].from.problem(errors.New(noImage)))
+			problems = append(problems, values.of("health.test.command").from.problem(errors.New(noImage)))
 		}
 		*t = updater.Test{}
 	}
@@ -183,10 +198,10 @@ func settle(values map[string]written) (updater.Settings, Problems) {
 	for _, err := range unjoin(err) {
 		var fe *policy.FieldError
 		if !errors.As(err, &fe) {
-			problems = append(problems, values["policy"].from.problem(err))
+			problems = append(problems, values.of("policy").from.problem(err))
 			continue
 		}
-		from := values[fe.Key].from
+		from := values.of(fe.Key).from
 		problems = append(problems, from.problem(fmt.Errorf("%q: %s", fe.Value, fe.Problem)))
 	}
 	return s, problems
@@ -212,9 +227,12 @@ func unjoin(err error) []error {
 // them on one line.
 func (c *Config) Settings(w updater.Workload) (updater.Settings, error) {
 	own, problems := c.onWorkload(w)
-	values := overlay(c.defaults, c.rule(w), own)
-	s, more := settle(values)
-	problems = append(append(problems, more...), foreign(w, values)...)
+	values, start := layers{own, c.defaults}, c.start
+	if r := c.rule(w); r != nil {
+		values, start = layers{own, r.values, c.defaults}, r.start
+	}
+	s, more := settle(c.table.lay(start, own), values)
+	problems = append(append(problems, more...), c.table.foreign(w, values)...)
 	// Below defaults, the time is there for the rules that name an image.
 	if limit, ok := own["health.test.timeout"]; ok && s.Health.Test.Image == "" {
 		problems = append(problems, limit.from.problem(errors.New(noImage)))
@@ -227,15 +245,18 @@ func (c *Config) Settings(w updater.Workload) (updater.Settings, error) {
 
 // foreign reports settings that the workload's kind of backend cannot honour,
 // unless they say what holds without them.
-func foreign(w updater.Workload, values map[string]written) Problems {
+func (t table) foreign(w updater.Workload, values layers) Problems {
 	here := dockerOnly
 	if w.Namespace != "" {
 		here = clusterOnly
 	}
 	var problems Problems
-	for _, k := range settingKeys() {
-		v := values[k.name]
-		if k.only == "" || k.only == here || reflect.DeepEqual(v.value, readDefault(k).value) {
+	for _, k := range t.keys {
+		if k.only == "" || k.only == here {
+			continue
+		}
+		v := values.of(k.name)
+		if reflect.DeepEqual(v.value, t.builtin[k.name]) {
 			continue
 		}
 		problems = append(problems, v.from.problem(fmt.Errorf("can be honoured %s only; take it away, or write it in a rule that fits nothing else", k.only)))
@@ -248,20 +269,23 @@ func foreign(w updater.Workload, values map[string]written) Problems {
 // here.
 func (c *Config) Explain(w updater.Workload) []Value {
 	own, _ := c.onWorkload(w) // reported by Settings
-	values := overlay(c.defaults, c.rule(w), own)
+	values := layers{own, c.defaults}
+	if r := c.rule(w); r != nil {
+		values = layers{own, r.values, c.defaults}
+	}
 	var all []Value
-	for _, k := range settingKeys() {
-		v := values[k.name]
+	for _, k := range c.table.keys {
+		v := values.of(k.name)
 		all = append(all, Value{k.name, v.text, v.from.source})
 	}
 	return all
 }
 
-// rule is what the first rule that fits says, nil when none does.
-func (c *Config) rule(w updater.Workload) map[string]written {
-	for _, r := range c.rules {
-		if r.fits(w) {
-			return r.values
+// rule is the first rule that fits, nil when none does.
+func (c *Config) rule(w updater.Workload) *rule {
+	for i := range c.rules {
+		if c.rules[i].fits(w) {
+			return &c.rules[i]
 		}
 	}
 	return nil
@@ -274,7 +298,7 @@ func (c *Config) onWorkload(w updater.Workload) (map[string]written, Problems) {
 	if w.Namespace != "" {
 		label = "annotation updaterd.dev/"
 	}
-	keys, known := settingKeys(), settingNames()
+	keys, known := c.table.keys, c.table.names
 	values := map[string]written{}
 	var problems Problems
 	var noTest bool
@@ -313,7 +337,7 @@ func (c *Config) onWorkload(w updater.Workload) (map[string]written, Problems) {
 		}
 		values[long] = written{v, text, from}
 	}
-	theirs, more := c.compat.read(w)
+	theirs, more := c.compat.read(w, keys)
 	problems = append(problems, more...)
 	for name, v := range theirs {
 		if _, own := values[name]; !own {

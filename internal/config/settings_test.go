@@ -371,3 +371,25 @@ func TestSignalsThatAnEngineCanSend(t *testing.T) {
 		require.ErrorContains(t, err, "is no signal", written)
 	}
 }
+
+// A pass asks for the settings of every workload.
+func BenchmarkSettings(b *testing.B) {
+	c, err := from(b, "defaults:\n  policy: minor\nrules:\n  - match: {name: \"web-*\"}\n    min-age: 1d\n")
+	require.NoError(b, err)
+	for _, bb := range []struct {
+		name    string
+		written map[string]string
+	}{
+		{"nothing written on it", nil},
+		{"two labels on it", map[string]string{"enable": "true", "policy": "major"}},
+	} {
+		w := updater.Workload{ID: "local/web-1", Name: "web-1", Written: bb.written}
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				_, err := c.Settings(w)
+				require.NoError(b, err)
+			}
+		})
+	}
+}
