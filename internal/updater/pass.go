@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/distribution/reference"
 )
 
 // work is what one process does in one place: passes, and the changes they
@@ -35,12 +37,47 @@ type work struct {
 	ended    map[string]Change // by workload: how the last change of this process ended
 	told     map[string]Reason // by workload: the reason that was last logged
 	sight    Sight             // what there is to be seen of it all
+	next     *listing          // the one that is about to begin; nil: none is
+
+	lists chan struct{} // holds what may list anew: one at a time
+}
+
+// listing is what a backend lists, once done is closed.
+type listing struct {
+	done      chan struct{}
+	workloads []Workload
+	err       error
+}
+
+// listAnew lists what runs, as it is after the call. Those who ask while a list is
+// being made share the next one: a hundred changes on thousands of workloads would
+// otherwise each hold them all.
+func (w *work) listAnew(ctx context.Context) ([]Workload, error) {
+	w.mu.Lock()
+	l := w.next
+	mine := l == nil
+	if mine {
+		l = &listing{done: make(chan struct{})}
+		w.next = l
+	}
+	w.mu.Unlock()
+	if mine {
+		w.lists <- struct{}{}
+		w.mu.Lock()
+		w.next = nil // who asks from here on may know of what this list will miss
+		w.mu.Unlock()
+		l.workloads, l.err = w.backend.Workloads(ctx)
+		<-w.lists
+		close(l.done)
+	}
+	<-l.done
+	return l.workloads, l.err
 }
 
 func newWork(place Place, j Journal, rules Rules, log *slog.Logger, s *steps) *work {
 	w := &work{
 		backend: bounded{place.Backend, s}, journal: boundedJournal{j, place.Backend.Name(), s}, log: log.With("backend", place.Backend.Name()), crowd: &crowd{},
-		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]Reason{},
+		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]Reason{}, lists: make(chan struct{}, 1),
 	}
 	w.adopt(rules)
 	return w
@@ -216,7 +253,7 @@ type pass struct {
 	act   bool
 	items []*item
 	// known are all workloads that were listed, watched or not.
-	known  map[string]member
+	known  map[string]*member
 	memory map[string]Record
 	asOf   time.Time // when memory was read
 	// found are the names a person gave that mean something here.
@@ -240,10 +277,9 @@ type member struct {
 // item is one watched workload in a pass. Its goroutine owns it: decision may
 // be read once decided is closed, the rest once done is.
 type item struct {
-	workload Workload
-	settings Settings
-	memory   Record
-	needs    []*item // what it depends on
+	*member
+	memory Record
+	needs  []*item // what it depends on
 	// aside: nobody asked for it, but something that was asked for depends on
 	// it. It is decided on, and neither carried out nor shown.
 	aside    bool
@@ -307,9 +343,14 @@ func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
 	return p
 }
 
-// run fills the pass and starts a goroutine per workload, so that one slow
-// registry holds up nobody else's change. How many questions are under way at
-// once is the registry's to bound, by host.
+// deciders is how many workloads are decided on at once for each registry: several
+// times the requests that may be under way to it, for some have the same image. A
+// goroutine for each of thousands of workloads would cost more memory than all else.
+const deciders = 64
+
+// run fills the pass and has everything decided on, each registry's images by
+// goroutines of its own, so that a slow one holds up nobody else's change. How many
+// questions are under way at once is the registry's to bound, by host.
 func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 	p.found = map[string]bool{}
 	p.open = map[string]Change{}
@@ -338,19 +379,52 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 	}
 	p.choose(workloads, names)
 
+	byRegistry := map[string][]*item{}
 	for _, it := range p.items {
-		start(func() {
-			defer close(it.done)
-			p.decide(ctx, it)
-			switch {
-			case !it.decision.Update || it.aside:
-			case p.act:
-				p.carryOut(ctx, it)
-			default:
-				p.foresee(it)
-			}
-		})
+		r := registryOf(it.workload.Image)
+		byRegistry[r] = append(byRegistry[r], it)
 	}
+	for _, items := range byRegistry {
+		queue := make(chan *item, len(items))
+		for _, it := range items {
+			queue <- it
+		}
+		close(queue)
+		for range min(len(items), deciders) {
+			start(func() {
+				for it := range queue {
+					p.decide(ctx, it)
+					p.goOn(ctx, it, start)
+				}
+			})
+		}
+	}
+}
+
+// registryOf names the registry of an image; "" when it is no reference.
+func registryOf(image string) string {
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return ""
+	}
+	return reference.Domain(named)
+}
+
+// goOn does what follows from a decision; what takes its time, in a goroutine of its
+// own, for it waits for decisions that are yet to be made.
+func (p *pass) goOn(ctx context.Context, it *item, start func(func())) {
+	if !it.decision.Update || it.aside {
+		close(it.done)
+		return
+	}
+	start(func() {
+		defer close(it.done)
+		if p.act {
+			p.carryOut(ctx, it)
+		} else {
+			p.foresee(it)
+		}
+	})
 }
 
 // choose makes the items: the watched workloads, or those of them that a
@@ -359,7 +433,7 @@ func (p *pass) choose(workloads []Workload, named []string) {
 	backend := p.backend.Name()
 	byID := map[string]*item{}
 	exists := map[string]bool{}
-	p.known = map[string]member{}
+	p.known = map[string]*member{}
 	// A workload in the middle of a change may be absent from the backend's list.
 	for id := range p.open {
 		exists[id] = true
@@ -375,11 +449,12 @@ func (p *pass) choose(workloads []Workload, named []string) {
 	for _, w := range workloads {
 		exists[w.ID] = true
 		s, err := p.rules.Settings(w)
-		p.known[w.ID] = member{w, s, err}
+		m := &member{w, s, err}
+		p.known[w.ID] = m
 		if err == nil && !s.Enabled {
 			continue
 		}
-		it := &item{workload: w, settings: s, memory: recall(p.memory, w.ID), decided: make(chan struct{}), done: make(chan struct{})}
+		it := &item{member: m, memory: recall(p.memory, w.ID), decided: make(chan struct{}), done: make(chan struct{})}
 		if err != nil {
 			it.decision = Decision{Reason: InvalidSettings, Detail: err.Error()}
 		}
@@ -862,12 +937,16 @@ func (p *pass) carryOut(stop context.Context, it *item) {
 // outdated says why the parts of a change no longer are what was listed; "" if
 // they are.
 func (p *pass) outdated(ctx context.Context, c Change) string {
-	workloads, err := p.backend.Workloads(ctx)
+	workloads, err := p.listAnew(ctx)
 	if err != nil {
 		return fmt.Sprintf("it cannot be looked at again: %v", err)
 	}
 	for _, part := range c.Parts {
-		was := p.known[part.Workload].workload
+		m := p.known[part.Workload]
+		if m == nil {
+			return part.Workload + " has come since the workloads were listed; the next pass decides anew"
+		}
+		was := m.workload
 		image := Image{Digest: was.Runs.Digest(), Manifest: was.Runs.Manifest, Config: was.Runs.Config}
 		fits := slices.ContainsFunc(workloads, func(w Workload) bool {
 			same := w.Runs.Is(image) || w.Runs.Digest() == image.Digest

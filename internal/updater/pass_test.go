@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -535,6 +536,43 @@ func (s slowList) Workloads(ctx context.Context) ([]updater.Workload, error) {
 	all, err := s.Process.Workloads(ctx)
 	time.Sleep(s.takes)
 	return all, err
+}
+
+// TestManyChangesAtOnceShareTheirLooks: what each change looks at before it begins is
+// no older than the change, and is listed for all that begin together.
+func TestManyChangesAtOnceShareTheirLooks(t *testing.T) {
+	const many = 50
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, backendtest.Good)
+		for i := range many - 1 {
+			w.host.Run(fmt.Sprintf("web-%d", i), "web:1", oldDigest, "always")
+		}
+		rules := w.rules()
+		rules.Parallel = many
+		var lists atomic.Int32
+		u := updater.New([]updater.Place{{
+			Backend: countedList{slowList{&backendtest.Process{Host: w.host, ID: "local"}, time.Second}, &lists},
+			State:   &backendtest.State{Disk: w.disk},
+		}}, rules, discard())
+		rows, err := u.Once(t.Context(), nil)
+		require.NoError(t, err)
+		require.Len(t, rows, many)
+		for _, r := range rows {
+			require.Equal(t, updater.OutcomeCommitted, r.Outcome, r.Detail)
+		}
+		require.LessOrEqual(t, lists.Load(), int32(4), "one for the pass, and those of the changes: while one is made, the others wait for the next")
+	})
+}
+
+// countedList counts how often it is asked what runs.
+type countedList struct {
+	slowList
+	n *atomic.Int32
+}
+
+func (c countedList) Workloads(ctx context.Context) ([]updater.Workload, error) {
+	c.n.Add(1)
+	return c.slowList.Workloads(ctx)
 }
 
 // slowState is a journal whose answers are a while under way.
