@@ -27,8 +27,9 @@ const everywhere = "*"
 type watched struct {
 	resource  Resource
 	namespace string // "" is all
-	store     cache.Store
+	store     cache.Indexer
 	run       cache.Controller
+	failed    context.Context // done when it has been refused or broken off once
 }
 
 // Run watches the cluster until ctx ends, so that a look at it costs no requests.
@@ -38,21 +39,31 @@ func (c *Cluster) Run(ctx context.Context) error {
 	logger := logr.FromSlogHandler(c.log.Handler())
 	var all []*watched
 	add := func(r Resource, namespace, selector string, object runtime.Object, list func() runtime.Object, reduce cache.TransformFunc) {
-		w := &watched{resource: r, namespace: namespace}
+		failed, fail := context.WithCancel(ctx)
+		w := &watched{resource: r, namespace: namespace, failed: failed}
+		noted := func(err error) error {
+			if err != nil && !apierrors.IsInvalid(err) { // an old server's answer to how new ones are asked
+				fail()
+			}
+			return err
+		}
 		lw := &cache.ListWatch{
 			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 				out := list()
 				o.LabelSelector = selector
-				return out, c.api.List(ctx, r, namespace, o, out)
+				return out, noted(c.api.List(ctx, r, namespace, o, out))
 			},
 			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 				o.LabelSelector = selector
-				return c.api.Watch(ctx, r, namespace, o)
+				w, err := c.api.Watch(ctx, r, namespace, o)
+				return w, noted(err)
 			},
 		}
-		w.store, w.run = cache.NewInformerWithOptions(cache.InformerOptions{
+		store, run := cache.NewInformerWithOptions(cache.InformerOptions{
 			Logger: &logger, ListerWatcher: lw, ObjectType: object, Handler: cache.ResourceEventHandlerFuncs{}, Transform: reduce,
+			Indexers: cache.Indexers{byOwner: ownerIndex},
 		})
+		w.store, w.run = store.(cache.Indexer), run // which it is when it has indexers
 		all = append(all, w)
 	}
 	for _, namespace := range c.scopes() {
@@ -87,6 +98,24 @@ func (c *Cluster) Synced() bool {
 	return len(c.watched) > 0
 }
 
+// catchUp waits until each watch has caught up or has failed: what is listed while a
+// watch reads the same is in memory twice.
+func (c *Cluster) catchUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	c.mu.Lock()
+	all := c.watched
+	c.mu.Unlock()
+	for _, w := range all {
+		select {
+		case <-w.run.HasSyncedChecker().Done():
+		case <-w.failed.Done():
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // scopes are the namespaces to ask for; "" is all.
 func (c *Cluster) scopes() []string {
 	for _, n := range c.namespaces {
@@ -113,6 +142,7 @@ func (c *Cluster) kept(r Resource, namespace string) *watched {
 // owners are the objects with a pod template, from the watches where there are any.
 // A kind that may not be read is said once, and is what it was when it last might.
 func (c *Cluster) owners(ctx context.Context) ([]*owner, error) {
+	c.catchUp(ctx)
 	var all []*owner
 	for _, namespace := range c.scopes() {
 		for _, k := range kinds() {
@@ -173,19 +203,71 @@ func (c *Cluster) ownersOf(ctx context.Context, k kind, namespace string) (all [
 	return all, nil
 }
 
-// pods are the pods of a namespace, "" being all. live: by the API server, whatever
-// the watches say.
-func (c *Cluster) pods(ctx context.Context, namespace string, live bool) ([]*pod, error) {
-	var all []*pod
-	if w := c.kept(podResource(), namespace); w != nil && !live {
-		for _, o := range w.store.List() {
-			if p := o.(*pod); namespace == "" || p.Namespace == namespace {
-				all = append(all, p)
+// byOwner is the index of pods by the object that they were made from.
+const byOwner = "owner"
+
+// ownerIndex is what that index goes by. Objects with templates are in none.
+func ownerIndex(object any) ([]string, error) {
+	if p, ok := object.(*pod); ok && p.owner != "" {
+		return []string{p.owner}, nil
+	}
+	return nil, nil
+}
+
+// made are the pods that a watch has of an object.
+func (w *watched) made(address string) (all []*pod) {
+	objects, err := w.store.ByIndex(byOwner, address)
+	if err != nil {
+		return nil // there is no such index: only pods are asked for
+	}
+	for _, o := range objects {
+		all = append(all, o.(*pod))
+	}
+	return all
+}
+
+// pods are the pods that were made from an object's template. live: by the API
+// server, whatever the watches say.
+func (c *Cluster) pods(ctx context.Context, o *owner, live bool) ([]*pod, error) {
+	if w := c.kept(podResource(), o.Namespace); w != nil && !live {
+		return w.made(o.address()), nil
+	}
+	all, err := c.listPods(ctx, o.Namespace, o.selector)
+	return podsOf(all, o), err
+}
+
+// podsByOwner returns what tells the pods of an object, of all that is looked at.
+func (c *Cluster) podsByOwner(ctx context.Context) (func(*owner) []*pod, error) {
+	var watches []*watched
+	listed := map[string][]*pod{}
+	for _, namespace := range c.scopes() {
+		if w := c.kept(podResource(), namespace); w != nil {
+			watches = append(watches, w)
+			continue
+		}
+		all, err := c.listPods(ctx, namespace, "")
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range all {
+			if p.owner != "" {
+				listed[p.owner] = append(listed[p.owner], p)
 			}
 		}
-		return all, nil
 	}
-	objects, err := c.list(ctx, podResource(), namespace, "", &corev1.PodList{})
+	return func(o *owner) []*pod {
+		for _, w := range watches {
+			if w.namespace == o.Namespace || w.namespace == "" {
+				return w.made(o.address())
+			}
+		}
+		return listed[o.address()]
+	}, nil
+}
+
+// listPods asks the API server for the pods of a namespace, "" being all.
+func (c *Cluster) listPods(ctx context.Context, namespace, selector string) (all []*pod, err error) {
+	objects, err := c.list(ctx, podResource(), namespace, selector, &corev1.PodList{})
 	if err != nil {
 		return nil, fmt.Errorf("cluster %s: listing pods: %w", c.name, err)
 	}

@@ -519,13 +519,13 @@ func (c *Cluster) free(ctx context.Context, org origin, wrote map[string]string,
 			return nil // there is nothing left to free
 		}
 		noticed := o.observed >= generation
-		all, err := c.pods(ctx, org.Namespace, true)
+		pods, err := c.pods(ctx, o, true)
 		if err != nil {
 			return err
 		}
 		var stuck, leaving *pod
-		for _, p := range all {
-			if p.owner != org.address() || !p.is(wrote) {
+		for _, p := range pods {
+			if !p.is(wrote) {
 				continue
 			}
 			switch {

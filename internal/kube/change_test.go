@@ -133,6 +133,32 @@ func TestASteadyPassMakesNoRequests(t *testing.T) {
 	s.mu.Unlock()
 }
 
+func TestTheFirstLookReadsWhatTheWatchesRead(t *testing.T) {
+	s, c := web(t)
+	s.denied["list cronjobs"] = true // nobody waits for a watch that is refused
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- c.Run(ctx) }()
+	defer func() { stop(); require.NoError(t, <-ended) }()
+	require.Eventually(t, func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.watched != nil
+	}, 10*time.Second, time.Millisecond)
+	soon, cancel := context.WithTimeout(t.Context(), lookLimit/2)
+	defer cancel()
+	all, err := c.Workloads(soon)
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.requests {
+		if !strings.Contains(r, "cronjobs") {
+			require.Contains(t, r, "watch=true", "nothing is listed besides")
+		}
+	}
+}
+
 func TestAWatchedRolloutIsJudgedWithoutRequests(t *testing.T) {
 	s, c := web(t)
 	ctx, stop := context.WithCancel(t.Context())

@@ -78,7 +78,7 @@ func (c *Cluster) Test(ctx context.Context, ch updater.Change, part int) (r upda
 	limit := ch.Parts[part].Settings.Health.Test.Timeout
 	ctx, cancel := context.WithTimeout(ctx, limit+2*testGrace)
 	defer cancel()
-	o, all, err := c.see(ctx, ch, org)
+	o, pods, err := c.see(ctx, ch, org)
 	switch {
 	case err != nil:
 		return r, err
@@ -102,7 +102,7 @@ func (c *Cluster) Test(ctx context.Context, ch updater.Change, part int) (r upda
 			err = gone
 		}
 	}()
-	job := testJob(ch, part, o, addresses(podsOf(all, o), wrote))
+	job := testJob(ch, part, o, addresses(pods, wrote))
 	for {
 		err := c.api.Create(ctx, jobResource(), org.Namespace, job, &made)
 		if err == nil {

@@ -62,11 +62,11 @@ func (c *Cluster) logins(o *owner, pods []*pod) updater.Logins {
 // loginsOf are those of an object whose pods are looked up; that they cannot be
 // listed leaves the template's.
 func (c *Cluster) loginsOf(ctx context.Context, o *owner) updater.Logins {
-	all, err := c.pods(ctx, o.Namespace, false)
+	pods, err := c.pods(ctx, o, false)
 	if err != nil {
 		c.log.Debug("pods cannot be listed, so only the template tells what it pulls by", "object", o.address(), "err", err)
 	}
-	return c.logins(o, podsOf(all, o))
+	return c.logins(o, pods)
 }
 
 // Read implements [updater.Logins]. Without the right to read them, no Secret is

@@ -57,6 +57,8 @@ func kindNamed(name string) (kind, bool) {
 // container is one container of a pod template.
 type container struct {
 	name, image string
+	digest      string // that the image names; "" when it names none
+	malformed   error  // why the image is no reference
 	field       string // inContainers or inInitContainers
 	// init: it runs before the others and ends. A sidecar is written among the
 	// init containers and lives as long as the others.
@@ -77,6 +79,7 @@ type owner struct {
 	// ServiceAccount's.
 	pullSecrets []string
 	account     string
+	selector    string // of its pods; "" when it has none
 	// touched is when an updaterd last wrote it, by the API server's clock.
 	touched time.Time
 
@@ -105,6 +108,7 @@ func read(object any) (*owner, error) {
 		return w, nil
 	case *appsv1.Deployment:
 		o.ObjectMeta, o.kind, template = w.ObjectMeta, "deployment", w.Spec.Template
+		o.selector = selects(w.Spec.Selector)
 		o.paused = w.Spec.Paused
 		o.desired = or(w.Spec.Replicas, 1)
 		o.deadline = time.Duration(or(w.Spec.ProgressDeadlineSeconds, 600)) * time.Second
@@ -117,6 +121,7 @@ func read(object any) (*owner, error) {
 		}
 	case *appsv1.StatefulSet:
 		o.ObjectMeta, o.kind, template = w.ObjectMeta, "statefulset", w.Spec.Template
+		o.selector = selects(w.Spec.Selector)
 		o.onDelete = w.Spec.UpdateStrategy.Type == appsv1.OnDeleteStatefulSetStrategyType
 		o.orderedReady = w.Spec.PodManagementPolicy != appsv1.ParallelPodManagement
 		if r := w.Spec.UpdateStrategy.RollingUpdate; r != nil {
@@ -128,6 +133,7 @@ func read(object any) (*owner, error) {
 		o.currentRevision, o.updateRevision = s.CurrentRevision, s.UpdateRevision
 	case *appsv1.DaemonSet:
 		o.ObjectMeta, o.kind, template = w.ObjectMeta, "daemonset", w.Spec.Template
+		o.selector = selects(w.Spec.Selector)
 		o.onDelete = w.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType
 		s := w.Status
 		o.desired, o.total, o.updated, o.ready, o.available, o.observed =
@@ -150,8 +156,9 @@ func read(object any) (*owner, error) {
 	add := func(field string, c corev1.Container) {
 		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 		w := by[field+"/"+c.Name]
+		digest, err := parseImage(c.Image)
 		o.containers = append(o.containers, container{
-			name: c.Name, image: c.Image, field: field, init: field == inInitContainers && !sidecar,
+			name: c.Name, image: c.Image, digest: digest, malformed: err, field: field, init: field == inInitContainers && !sidecar,
 			applied: w.applied, written: w.written,
 		})
 	}
@@ -167,6 +174,18 @@ func read(object any) (*owner, error) {
 	o.ManagedFields = nil
 	delete(o.Annotations, corev1.LastAppliedConfigAnnotation) // the whole object once more
 	return o, nil
+}
+
+// selects is a selector as the API takes it; "" for none.
+func selects(s *metav1.LabelSelector) string {
+	if s == nil {
+		return ""
+	}
+	selector, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		return "" // the API server has taken it, so that there is none
+	}
+	return selector.String()
 }
 
 func or(p *int32, otherwise int32) int32 {
@@ -225,7 +244,7 @@ func readPod(object any) (*pod, error) {
 			pullSecrets: secretNames(p.Spec.ImagePullSecrets),
 			gates:       len(p.Spec.ReadinessGates) > 0,
 			status: corev1.PodStatus{
-				Phase: p.Status.Phase, Reason: p.Status.Reason, Message: p.Status.Message, Conditions: p.Status.Conditions,
+				Phase: p.Status.Phase, Reason: p.Status.Reason, Message: p.Status.Message, Conditions: conditions(p.Status.Conditions),
 				ContainerStatuses: trim(p.Status.ContainerStatuses), InitContainerStatuses: trim(p.Status.InitContainerStatuses), PodIPs: p.Status.PodIPs,
 			},
 		}
@@ -241,6 +260,18 @@ func readPod(object any) (*pod, error) {
 		return r, nil
 	}
 	return nil, fmt.Errorf("%T is no pod", object)
+}
+
+// conditions keeps those of a pod that are gone by.
+func conditions(all []corev1.PodCondition) []corev1.PodCondition {
+	kept := make([]corev1.PodCondition, 0, 3) // most pods have three of them
+	for _, c := range all {
+		switch c.Type {
+		case corev1.PodReady, corev1.ContainersReady, corev1.PodScheduled, corev1.DisruptionTarget:
+			kept = append(kept, corev1.PodCondition{Type: c.Type, Status: c.Status, Reason: c.Reason, Message: c.Message})
+		}
+	}
+	return kept
 }
 
 // trim keeps of statuses what is gone by.

@@ -87,7 +87,7 @@ func TestWhatRuns(t *testing.T) {
 		"nothing runs":                          {image: image},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, mixed := running(&owner{}, container{name: "app", image: tt.image}, tt.pods)
+			got, mixed := running(&owner{}, container{name: "app", image: tt.image, digest: digestIn(tt.image)}, tt.pods)
 			require.Equal(t, tt.want, got)
 			require.Equal(t, tt.mixed, mixed != "", mixed)
 		})

@@ -336,7 +336,7 @@ func (c *Cluster) see(ctx context.Context, ch updater.Change, org origin) (*owne
 	if w := c.kept(k.resource, org.Namespace); w != nil && known && time.Since(seen.at) < liveEvery {
 		if o, ok, _ := w.store.GetByKey(org.Namespace + "/" + org.Name); ok {
 			if o := o.(*owner); o.UID == org.UID && o.Generation >= seen.generation {
-				pods, err := c.pods(ctx, org.Namespace, false)
+				pods, err := c.pods(ctx, o, false)
 				return o, pods, err
 			}
 		}
@@ -348,7 +348,7 @@ func (c *Cluster) see(ctx context.Context, ch updater.Change, org origin) (*owne
 	c.saw(ch, o.Generation)
 	// The object tells whether its pods are well; the pods are many, so that once
 	// this process has seen them live their watch will do, to say who is to blame.
-	pods, err := c.pods(ctx, org.Namespace, !known)
+	pods, err := c.pods(ctx, o, !known)
 	return o, pods, err
 }
 
@@ -377,7 +377,7 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 	if err != nil {
 		return updater.Observation{}, err
 	}
-	o, all, err := c.see(ctx, ch, org)
+	o, pods, err := c.see(ctx, ch, org)
 	switch {
 	case err != nil:
 		return updater.Observation{}, err
@@ -408,7 +408,6 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 	if o.kind == "cronjob" {
 		return c.observeRun(ctx, o, ct, m, ob)
 	}
-	pods := podsOf(all, o)
 	images := map[string]string{}
 	for _, ct := range o.containers {
 		images[ct.name] = ct.image
@@ -565,18 +564,18 @@ func (c *Cluster) observeRun(ctx context.Context, o *owner, ct container, m mark
 func (c *Cluster) failedRun(ctx context.Context, o *owner, ct container, j *batchv1.Job, cond batchv1.JobCondition, ob updater.Observation) (updater.Observation, error) {
 	ob.Running, ob.Blame = false, updater.Unclear
 	ob.Fault = fmt.Sprintf("its run %s failed: %s", j.Name, cond.Message)
-	all, err := c.pods(ctx, o.Namespace, true)
+	pods, err := c.pods(ctx, o, true)
 	if err != nil {
 		return updater.Observation{}, err
 	}
-	for _, p := range all {
+	for _, p := range pods {
 		s := p.of(ct.name)
 		if p.job != j.Name || s == nil || p.gone() {
 			continue
 		}
 		e := evidence(*s, true)
 		if e.missing != "" {
-			ob.Fault, ob.Blame = c.confirm(ctx, o, ct, podsOf(all, o), ob.Fault+": "+e.missing)
+			ob.Fault, ob.Blame = c.confirm(ctx, o, ct, pods, ob.Fault+": "+e.missing)
 		}
 		if e.certain != "" || e.exit != "" {
 			ob.Blame, ob.Logs = updater.Bad, e.logs

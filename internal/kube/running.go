@@ -51,8 +51,8 @@ func running(o *owner, c container, all []*pod) (r updater.Running, mixed string
 	if o.arch == "" {
 		r.Platform = updater.Platform{}
 	}
-	if d := digestIn(c.image); d != "" {
-		r.Digests = []string{d}
+	if c.digest != "" {
+		r.Digests = []string{c.digest}
 		return r, ""
 	}
 	var ready, others []imageID
@@ -113,16 +113,26 @@ func show(ids []imageID) (all []string) {
 	return all
 }
 
-// digestIn is the digest that a reference names; "" when it names none.
-func digestIn(ref string) string {
+// parseImage is the digest that a reference names, "" when it names none; an error
+// when it is no reference.
+func parseImage(ref string) (digest string, err error) {
 	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return "", err
+	}
+	if d, ok := named.(reference.Digested); ok {
+		return d.Digest().String(), nil
+	}
+	return "", nil
+}
+
+// digestIn is the digest that a reference names; "" when it names none, or is none.
+func digestIn(ref string) string {
+	d, err := parseImage(ref)
 	if err != nil {
 		return ""
 	}
-	if d, ok := named.(reference.Digested); ok {
-		return d.Digest().String()
-	}
-	return ""
+	return d
 }
 
 // undigested is a reference without its digest.

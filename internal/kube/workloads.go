@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/distribution/reference"
-
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
@@ -24,22 +22,15 @@ func (c *Cluster) Workloads(ctx context.Context) ([]updater.Workload, error) {
 	if err != nil {
 		return nil, err
 	}
-	byOwner := map[string][]*pod{}
-	for _, namespace := range c.scopes() {
-		all, err := c.pods(ctx, namespace, false)
-		if err != nil {
-			return nil, err
-		}
-		for _, p := range all {
-			if p.owner != "" {
-				byOwner[p.owner] = append(byOwner[p.owner], p)
-			}
-		}
+	pods, err := c.podsByOwner(ctx)
+	if err != nil {
+		return nil, err
 	}
 	var all []updater.Workload
 	for _, o := range owners {
+		made := pods(o)
 		for _, ct := range o.containers {
-			all = append(all, c.workload(o, ct, byOwner[o.address()]))
+			all = append(all, c.workload(o, ct, made))
 		}
 	}
 	slices.SortFunc(all, func(a, b updater.Workload) int { return cmp.Compare(a.ID, b.ID) })
@@ -83,8 +74,8 @@ func skip(o *owner, c container, runs updater.Running, mixed string) *updater.Re
 	if r := managedElsewhere(o, c); r != nil {
 		return r
 	}
-	if _, err := reference.ParseNormalizedNamed(c.image); err != nil {
-		return &updater.Refusal{Reason: updater.Unsupported, Detail: fmt.Sprintf("its image %q is no reference", c.image), Err: err}
+	if c.malformed != nil {
+		return &updater.Refusal{Reason: updater.Unsupported, Detail: fmt.Sprintf("its image %q is no reference", c.image), Err: c.malformed}
 	}
 	known := len(runs.Digests) > 0 || runs.Config != ""
 	switch {
