@@ -167,6 +167,11 @@ func TestAWatchedRolloutIsJudgedWithoutRequests(t *testing.T) {
 	defer func() { stop(); require.NoError(t, <-ended) }()
 	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
 	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
+	_, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
+	require.NoError(t, err)
+	s.mu.Lock()
+	require.Contains(t, s.requests, "GET /api/v1/namespaces/shop/pods?labelSelector=app%3Dweb", "its own pods, live for once, and not those of the namespace")
+	s.mu.Unlock()
 	require.Eventually(t, func() bool {
 		s.mu.Lock()
 		began := len(s.requests)
