@@ -548,7 +548,7 @@ func (s *server) newPod(resource, name string, uid types.UID, template corev1.Po
 	s.version++
 	hash := strconv.Itoa(s.version)
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-		Name: fmt.Sprintf("%s-%s-%d", name, hash, i), Namespace: "shop", Labels: map[string]string{"pod-template-hash": hash, "job-name": name},
+		Name: fmt.Sprintf("%s-%s-%d", name, hash, i), Namespace: "shop", Labels: map[string]string{"pod-template-hash": hash, "job-name": name, "app": name},
 		Annotations: map[string]string{"of": resource + "/" + name},
 	}, Spec: template.Spec}
 	for k, v := range template.Labels {

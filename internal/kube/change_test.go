@@ -167,11 +167,6 @@ func TestAWatchedRolloutIsJudgedWithoutRequests(t *testing.T) {
 	defer func() { stop(); require.NoError(t, <-ended) }()
 	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
 	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
-	_, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
-	require.NoError(t, err)
-	s.mu.Lock()
-	require.Contains(t, s.requests, "GET /api/v1/namespaces/shop/pods?labelSelector=app%3Dweb", "its own pods, live for once, and not those of the namespace")
-	s.mu.Unlock()
 	require.Eventually(t, func() bool {
 		s.mu.Lock()
 		began := len(s.requests)
@@ -181,6 +176,22 @@ func TestAWatchedRolloutIsJudgedWithoutRequests(t *testing.T) {
 		defer s.mu.Unlock()
 		return err == nil && o.Pending == "" && o.Fault == "" && len(s.requests) == began
 	}, 10*time.Second, 10*time.Millisecond)
+}
+
+// TestAnotherProcessAsksForThePodsOfTheChange alone, of a namespace that may have
+// thousands.
+func TestAnotherProcessAsksForThePodsOfTheChange(t *testing.T) {
+	s, c := web(t)
+	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
+	s.mu.Lock()
+	s.requests = nil
+	s.mu.Unlock()
+	_, err := s.cluster(t).Observe(t.Context(), ch, 0, updater.NewSide)
+	require.NoError(t, err)
+	s.mu.Lock()
+	asked := slices.Clone(s.requests)
+	s.mu.Unlock()
+	require.Contains(t, asked, "GET /api/v1/namespaces/shop/pods?labelSelector=app%3Dweb")
 }
 
 func TestAWatchThatHearsNothingIsNoVerdict(t *testing.T) {

@@ -36,15 +36,15 @@ func named(name string) metav1.ObjectMeta {
 }
 
 func deployment(name string, replicas int32, containers ...string) *appsv1.Deployment {
-	return &appsv1.Deployment{ObjectMeta: named(name), Spec: appsv1.DeploymentSpec{Replicas: &replicas, Template: template(containers...)}}
+	return &appsv1.Deployment{ObjectMeta: named(name), Spec: appsv1.DeploymentSpec{Replicas: &replicas, Selector: metav1.AddLabelToSelector(&metav1.LabelSelector{}, "app", name), Template: template(containers...)}}
 }
 
 func statefulSet(name string, replicas int32, containers ...string) *appsv1.StatefulSet {
-	return &appsv1.StatefulSet{ObjectMeta: named(name), Spec: appsv1.StatefulSetSpec{Replicas: &replicas, Template: template(containers...)}}
+	return &appsv1.StatefulSet{ObjectMeta: named(name), Spec: appsv1.StatefulSetSpec{Replicas: &replicas, Selector: metav1.AddLabelToSelector(&metav1.LabelSelector{}, "app", name), Template: template(containers...)}}
 }
 
 func daemonSet(name string, containers ...string) *appsv1.DaemonSet {
-	return &appsv1.DaemonSet{ObjectMeta: named(name), Spec: appsv1.DaemonSetSpec{Template: template(containers...)}}
+	return &appsv1.DaemonSet{ObjectMeta: named(name), Spec: appsv1.DaemonSetSpec{Selector: metav1.AddLabelToSelector(&metav1.LabelSelector{}, "app", name), Template: template(containers...)}}
 }
 
 // wish is the change that moves containers to other references; parts are
