@@ -41,42 +41,108 @@ func TestComposeFilesThatWeOffer(t *testing.T) {
 	require.Equal(t, allowed.FindAllString(read("../docs/socket-proxy.md"), -1), allowed.FindAllString(proxy, -1))
 }
 
-// TestComposeFileRuns as it is, but for where this machine has its engine and its
-// registry: updaterd is healthy, and keeps what stands beside it up to date.
-func TestComposeFileRuns(t *testing.T) {
+// TestComposeFilesRun as they are, but for where this machine has its engine and its
+// registry: updaterd is healthy, and keeps what stands beside it up to date; with a
+// socket proxy as well, which lets through what the file says and nothing else.
+func TestComposeFilesRun(t *testing.T) {
 	stage.NotOn(t, engine.Podman, "Podman takes no health check from an image in the OCI's format")
-	t.Parallel()
-	d := stage.OpenDocker(t)
-	reg := stage.NewRegistry(t, stage.RegistryOptions{})
-	push := func(tag string) string { return reg.Push("acme/web:"+tag, stage.Image{Version: tag}) }
-	push("1.27.0")
-	file, err := os.ReadFile("../configs/compose.yaml")
-	require.NoError(t, err)
-	c := d.NewCompose(reg, string(file))
-	socket := strings.TrimPrefix(d.Scoped(), "unix://")
-	require.NoError(t, os.Chmod(filepath.Dir(socket), 0o755))
-	require.NoError(t, os.Chmod(socket, 0o666)) // there is no group to be in
-	c.Write("compose.override.yaml", `
+	t.Run("compose.yaml", func(t *testing.T) {
+		t.Parallel()
+		o := newOffered(t)
+		o.up(`
 services:
   updaterd:
     network_mode: host
-    volumes: !override ["`+socket+`:/var/run/docker.sock", "state:/var/lib/updaterd"]
+    volumes: !override ["` + o.socket + `:/var/run/docker.sock", "state:/var/lib/updaterd"]
+`)
+		o.updates()
+		require.Len(t, o.Containers(), 2)
+	})
+	t.Run("compose.socket-proxy.yaml", func(t *testing.T) {
+		t.Parallel()
+		o := newOffered(t)
+		proxy, err := os.ReadFile("../configs/compose.socket-proxy.yaml")
+		require.NoError(t, err)
+		o.Write("compose.socket-proxy.yaml", string(proxy))
+		// A stand-in that understands the same flags.
+		o.reg.Push("acme/socket-proxy:1", stage.Image{Version: "1"})
+		o.Env = append(o.Env, "SOCKET_PROXY_IMAGE="+o.reg.Ref("acme/socket-proxy:1"))
+		o.up(`
+services:
+  socket-proxy:
+    volumes: !override ["`+o.socket+`:/var/run/docker.sock:ro"]
+    labels: {`+stage.Label+`: "${MARK}"}
+`, "compose.socket-proxy.yaml")
+		updaterd := o.d.Inspect(o.Container("updaterd"))
+		require.NoError(t, reachable(t, updaterd.State.Pid, o.reg.Host))
+		o.updates()
+		require.Len(t, o.Containers(), 3)
+		require.NotContains(t, o.d.Logs(o.Container("updaterd")), "engine endpoint is forbidden")
+		for _, m := range updaterd.Mounts {
+			require.NotContains(t, m.Destination, "docker.sock")
+		}
+		require.NotContains(t, o.d.Logs(o.Container("socket-proxy")), "forbidden: ")
+	})
+}
+
+// offered is the project of the Compose file that we offer.
+type offered struct {
+	*stage.Compose
+	t      *testing.T
+	d      *stage.Docker
+	reg    *stage.Registry
+	socket string
+}
+
+func newOffered(t *testing.T) *offered {
+	t.Helper()
+	d := stage.OpenDocker(t)
+	o := &offered{t: t, d: d, reg: stage.NewRegistry(t, stage.RegistryOptions{}), socket: strings.TrimPrefix(d.Scoped(), "unix://")}
+	file, err := os.ReadFile("../configs/compose.yaml")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(filepath.Dir(o.socket), 0o755))
+	require.NoError(t, os.Chmod(o.socket, 0o666)) // there is no group to be in
+	o.push("1.27.0")
+	o.Compose = d.NewCompose(o.reg, string(file))
+	o.Env = append(o.Env, "DOCKER_GID=65534", "WEB_IMAGE="+o.reg.Ref("acme/web:1.27.0"),
+		"UPDATERD_IMAGE="+release(t, o.reg, stage.NewUpdaterd(t, d.Host, "").Bin, "v0.0.1"))
+	return o
+}
+
+func (o *offered) push(tag string) {
+	o.t.Helper()
+	o.reg.Push("acme/web:"+tag, stage.Image{Version: tag})
+}
+
+// up starts it all, with these files laid over and at last what this machine needs.
+func (o *offered) up(override string, over ...string) {
+	o.t.Helper()
+	o.Write("mine.yaml", `
+services:
+  updaterd:
     environment: {UPDATERD_SCHEDULE: "@every 1s", UPDATERD_JITTER: 0s, UPDATERD_DEFAULTS_HEALTH_STABLE: 500ms}
     labels: {`+stage.Label+`: "${MARK}"}
     healthcheck: {interval: 300ms}
   web:
     labels: {`+stage.Label+`: "${MARK}"}
 `)
-	c.Env = append(c.Env, "DOCKER_GID=65534", "WEB_IMAGE="+reg.Ref("acme/web:1.27.0"),
-		"UPDATERD_IMAGE="+release(t, reg, stage.NewUpdaterd(t, d.Host, "").Bin, "v0.0.1"))
-	c.Up("-f", filepath.Join(c.Dir, "compose.override.yaml"))
-	d.WaitHealthy(c.Container("updaterd"), time.Minute)
-	push("1.27.1")
-	d.Wait(c.Container("web"), time.Minute, "updated", func(i container.InspectResponse) bool {
-		return i.State.Running && i.Config.Image == reg.Ref("acme/web:1.27.1")
+	o.Write("here.yaml", override)
+	var args []string
+	for _, file := range append(over, "mine.yaml", "here.yaml") {
+		args = append(args, "-f", filepath.Join(o.Dir, file))
+	}
+	o.Up(args...)
+}
+
+// updates waits for an update to the end.
+func (o *offered) updates() {
+	o.t.Helper()
+	o.d.WaitHealthy(o.Container("updaterd"), time.Minute)
+	o.push("1.27.1")
+	o.d.Wait(o.Container("web"), time.Minute, "updated", func(i container.InspectResponse) bool {
+		return i.State.Running && i.Config.Image == o.reg.Ref("acme/web:1.27.1")
 	})
-	stage.Eventually(t, time.Minute, "the change to be over", func() bool {
-		return strings.Contains(d.Logs(c.Container("updaterd")), "phase=committed")
+	stage.Eventually(o.t, time.Minute, "the change to be over", func() bool {
+		return strings.Contains(o.d.Logs(o.Container("updaterd")), "phase=committed")
 	})
-	require.Len(t, c.Containers(), 2)
 }

@@ -174,12 +174,21 @@ func (o *own) reach(pid int) error {
 	if err != nil || o.netns[ns] {
 		return err
 	}
-	l, err := listenIn(pid, o.registry)
-	if err != nil {
+	if err := reachable(o.t, pid, o.registry); err != nil {
 		return err
 	}
 	o.netns[ns] = true
-	o.t.Cleanup(func() { l.Close() })
+	return nil
+}
+
+// reachable makes what listens at an address of this machine's loopback reachable on
+// that of a process's network, until the test ends.
+func reachable(t *testing.T, pid int, address string) error {
+	l, err := listenIn(pid, address)
+	if err != nil {
+		return err
+	}
+	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
 			in, err := l.Accept()
@@ -188,7 +197,7 @@ func (o *own) reach(pid int) error {
 			}
 			go func() {
 				defer in.Close()
-				out, err := net.Dial("tcp", o.registry)
+				out, err := net.Dial("tcp", address)
 				if err != nil {
 					return
 				}

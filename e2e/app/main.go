@@ -20,7 +20,7 @@
 //	APP_ROUTES            be a reverse proxy: "/=http://web:8080 /db/=http://db:8080",
 //	                      and a name server at 127.0.0.1 that knows nothing
 //
-// `app health` is for HEALTHCHECK: it exits 0 when /healthz says so. `app exit N`
+// `app -listenip=...` is a socket proxy, see guard. `app health` is for HEALTHCHECK: it exits 0 when /healthz says so. `app exit N`
 // exits with N, `app get URL` fetches a page, with variables of the environment in
 // its address: for hooks, probes and tests.
 package main
@@ -59,6 +59,8 @@ func main() {
 	switch {
 	case len(args) == 0:
 		serve()
+	case strings.HasPrefix(args[0], "-listenip="):
+		guard(args)
 	case args[0] == "health":
 		get("http://127.0.0.1:" + port() + "/healthz")
 	case args[0] == "get" && len(args) == 2:
