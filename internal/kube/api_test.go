@@ -384,14 +384,15 @@ func (s *server) patch(key, resource string, body []byte, dry bool, answer func(
 
 func (s *server) watch(w http.ResponseWriter, r *http.Request, prefix string) {
 	from, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
+	initial := r.URL.Query().Get("sendInitialEvents") == "true"
 	events := make(chan event, 1000)
 	for _, k := range slices.Sorted(maps.Keys(s.objects)) {
 		v, _ := strconv.Atoi(dig(s.objects[k], "metadata")["resourceVersion"].(string))
-		if strings.HasPrefix(k, prefix) && v > from {
+		if strings.HasPrefix(k, prefix) && (initial || v > from) {
 			events <- event{"ADDED", toMap(s.objects[k])}
 		}
 	}
-	if r.URL.Query().Get("sendInitialEvents") == "true" {
+	if initial {
 		resource, _, _ := strings.Cut(prefix, "/")
 		events <- event{"BOOKMARK", map[string]any{"kind": title(resource), "apiVersion": groupOf(resource), "metadata": map[string]any{
 			"resourceVersion": strconv.Itoa(s.version), "annotations": map[string]any{"k8s.io/initial-events-end": "true"}}}}
@@ -411,12 +412,25 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request, prefix string) {
 		select {
 		case <-r.Context().Done():
 			return
-		case e := <-events:
+		case e, more := <-events:
+			if !more {
+				return
+			}
 			e.Object["kind"], e.Object["apiVersion"] = title(resource), groupOf(resource)
 			if err := json.NewEncoder(w).Encode(e); err != nil {
 				return
 			}
 			flush()
+		}
+	}
+}
+
+// cut ends the watches of a resource, as an API server does every few minutes.
+func (s *server) cut(resource string) {
+	for events, prefix := range s.watchers {
+		if strings.HasPrefix(prefix, resource+"/") {
+			delete(s.watchers, events)
+			close(events)
 		}
 	}
 }

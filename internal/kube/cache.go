@@ -30,6 +30,7 @@ type watched struct {
 	store     cache.Indexer
 	run       cache.Controller
 	failed    context.Context // done when it has been refused or broken off once
+	forbidden error           // why it may not go on, since it last might; guarded by Cluster.mu
 }
 
 // Run watches the cluster until ctx ends, so that a look at it costs no requests.
@@ -42,6 +43,12 @@ func (c *Cluster) Run(ctx context.Context) error {
 		failed, fail := context.WithCancel(ctx)
 		w := &watched{resource: r, namespace: namespace, failed: failed}
 		noted := func(err error) error {
+			c.mu.Lock()
+			w.forbidden = nil
+			if apierrors.IsForbidden(err) {
+				w.forbidden = err
+			}
+			c.mu.Unlock()
 			if err != nil && !apierrors.IsInvalid(err) { // an old server's answer to how new ones are asked
 				fail()
 			}
@@ -149,9 +156,14 @@ func (c *Cluster) owners(ctx context.Context) ([]*owner, error) {
 			if w := c.kept(k.resource, namespace); w != nil {
 				c.mu.Lock()
 				delete(c.last, lastKey(k.resource, namespace)) // the watch keeps it from now on
+				forbidden := w.forbidden
 				c.mu.Unlock()
-				for _, o := range w.store.List() {
-					all = append(all, o.(*owner))
+				for _, object := range w.store.List() {
+					o := object.(*owner)
+					if forbidden != nil {
+						o = o.asItWas(k, forbidden)
+					}
+					all = append(all, o)
 				}
 				continue
 			}
@@ -163,6 +175,13 @@ func (c *Cluster) owners(ctx context.Context) ([]*owner, error) {
 		}
 	}
 	return all, nil
+}
+
+// asItWas is an object of a kind that may not be read any more.
+func (o *owner) asItWas(k kind, err error) *owner {
+	was := *o
+	was.unlisted = fmt.Sprintf("%s may not be listed any more: %v", k.resource.Name, err)
+	return &was
 }
 
 // lastKey is the key of what was listed of a kind in a namespace.
@@ -181,9 +200,7 @@ func (c *Cluster) ownersOf(ctx context.Context, k kind, namespace string) (all [
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for _, o := range c.last[key] {
-			was := *o
-			was.unlisted = fmt.Sprintf("%s may not be listed any more: %v", k.resource.Name, err)
-			all = append(all, &was)
+			all = append(all, o.asItWas(k, err))
 		}
 		return all, nil
 	case err != nil:

@@ -704,6 +704,34 @@ func TestAKindThatMayNotBeListedAnyMoreIsNotGone(t *testing.T) {
 	require.Nil(t, after[0].Skip)
 }
 
+func TestAKindThatMayNotBeWatchedAnyMoreIsNotGone(t *testing.T) {
+	s, c := web(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- c.Run(ctx) }()
+	defer func() { stop(); require.NoError(t, <-ended) }()
+	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
+	skipped := func() (all []bool) {
+		workloads, err := c.Workloads(t.Context())
+		require.NoError(t, err)
+		for _, w := range workloads {
+			all = append(all, w.Skip != nil && w.Skip.Reason == updater.BackendUnavailable)
+		}
+		return all
+	}
+	require.Equal(t, []bool{false, false}, skipped())
+	deny := func(denied bool) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.denied["list deployments"] = denied
+		s.cut("deployments")
+	}
+	deny(true)
+	require.Eventually(t, func() bool { return slices.Equal(skipped(), []bool{true, true}) }, 30*time.Second, 10*time.Millisecond)
+	deny(false)
+	require.Eventually(t, func() bool { return slices.Equal(skipped(), []bool{false, false}) }, time.Minute, 10*time.Millisecond)
+}
+
 // TestAContainerThatSomebodyRemoved in mid-change is their decision; what else was
 // written is taken back.
 func TestAContainerThatSomebodyRemoved(t *testing.T) {
