@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Verb is what a person says to updaterd.
@@ -124,8 +125,9 @@ func (s Saying) check() error {
 		return wrong("it takes no digest")
 	case s.Digest != "" && len(s.Workloads) > 1:
 		return wrong("a digest is about one workload")
-	case s.Digest != "" && !strings.Contains(s.Digest, ":"):
-		return wrong("%q is no digest; write it whole, with sha256:", s.Digest)
+	case s.Digest != "" && digest.Digest(s.Digest).Validate() != nil:
+		// One that was cut off, as tables show it, would be remembered and mean nothing.
+		return wrong("%q is no digest; write it whole, as -o json shows it: sha256: and 64 digits", s.Digest)
 	case !s.Until.IsZero() && !lapses:
 		return wrong("it does not lapse")
 	case !s.Until.IsZero() && !s.Until.After(time.Now()):

@@ -13,6 +13,8 @@ import (
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
+const otherDigest = "sha256:0000000000000000000000000000000000000000000000000000000000000003"
+
 // say says something about web, as ann.
 func (w *world) say(v updater.Verb, edits ...func(*updater.Saying)) ([]updater.Told, error) {
 	w.t.Helper()
@@ -117,7 +119,7 @@ func TestApproveAndReject(t *testing.T) {
 func TestApprovalIsOfOneDigest(t *testing.T) {
 	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
 		w.settings.Mode = updater.ModeApprove
-		w.said(true, updater.SayApprove, func(s *updater.Saying) { s.Digest = "sha256:another" })
+		w.said(true, updater.SayApprove, func(s *updater.Saying) { s.Digest = otherDigest })
 		require.Equal(t, updater.NeedsApproval, w.reason())
 	})
 }
@@ -347,14 +349,16 @@ func TestWordsThatMakeNoSense(t *testing.T) {
 			"a pause of one":                {updater.SayPause, of("web"), updater.ErrSaying},
 			"a hold that lapsed":            {updater.SayHold, lasts(-time.Second), updater.ErrSaying},
 			"a release that lapses":         {updater.SayRelease, lasts(time.Second), updater.ErrSaying},
-			"a digest to hold":              {updater.SayHold, digest("sha256:1"), updater.ErrSaying},
-			"half a digest":                 {updater.SayApprove, digest("1234"), updater.ErrSaying},
-			"a digest of two":               {updater.SayApprove, func(s *updater.Saying) { s.Digest = "sha256:1"; s.Workloads = []string{"web", "db"} }, updater.ErrSaying},
+			"a digest to hold":              {updater.SayHold, digest(otherDigest), updater.ErrSaying},
+			"no digest":                     {updater.SayApprove, digest("1234"), updater.ErrSaying},
+			"half a digest, as tables show": {updater.SayApprove, digest(newDigest[:19]), updater.ErrSaying},
+			"one of another kind":           {updater.SayReject, digest("md5:" + newDigest[7:39]), updater.ErrSaying},
+			"a digest of two":               {updater.SayApprove, func(s *updater.Saying) { s.Digest = otherDigest; s.Workloads = []string{"web", "db"} }, updater.ErrSaying},
 			"a workload that is not there":  {updater.SayHold, of("web", "nobody"), updater.ErrUnknownWorkload},
 			"no name":                       {updater.SayForget, of(""), updater.ErrUnknownWorkload},
 			"everything as if a workload":   {updater.SayHold, of(updater.Everything), updater.ErrUnknownWorkload},
 			"a look at what is not there":   {updater.SayCheck, of("nobody"), updater.ErrUnknownWorkload},
-			"back to what never ran":        {updater.SayRollback, digest("sha256:1"), updater.ErrNot},
+			"back to what never ran":        {updater.SayRollback, digest(otherDigest), updater.ErrNot},
 			"an update of what is not here": {updater.SayUpdate, of("nobody"), updater.ErrUnknownWorkload},
 		} {
 			_, err := w.say(c.verb, c.edit)
