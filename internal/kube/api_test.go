@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -36,6 +37,7 @@ type server struct {
 	objects  map[string]map[string]any // by resource/namespace/name
 	denied   map[string]bool           // "verb resource"
 	podPulls []string                  // what admission has pods pull by, from their ServiceAccount
+	from     string                    // the repository that nodes say images are from; "": their own
 	named    []string                  // resources some of which may be got by name
 	requests []string
 	watchers map[chan event]string
@@ -583,7 +585,7 @@ func (s *server) newPod(resource, name string, uid types.UID, template corev1.Po
 	well := corev1.ConditionTrue
 	p.Status.Phase = corev1.PodRunning
 	for _, c := range template.Spec.Containers {
-		st := corev1.ContainerStatus{Name: c.Name, Image: c.Image, ImageID: "reg.example/app@" + digestOf(c.Image), Ready: true}
+		st := corev1.ContainerStatus{Name: c.Name, Image: c.Image, ImageID: cmp.Or(s.from, repository(c.Image)) + "@" + digestOf(c.Image), Ready: true}
 		end := corev1.ContainerStateTerminated{ExitCode: 1, Reason: "Error", Message: "it went wrong", FinishedAt: metav1.Now()}
 		tag, _, _ := strings.Cut(c.Image, "@")
 		_, tag, _ = strings.Cut(tag, ":")

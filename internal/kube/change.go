@@ -65,6 +65,9 @@ func (c *Cluster) Plan(ctx context.Context, ch *updater.Change, _ func(string) (
 		if err := honoured(*p, o, ct); err != nil {
 			return err
 		}
+		if err := c.wayBack(ctx, o, ct, *p); err != nil {
+			return err
+		}
 		org.Fields[ct.name], org.Before[ct.name] = ct.field, ct.image
 		pending, waits := o.rollout()
 		p.Healthy, p.Idle, p.StopTimeout = pending == "" && waits == "", false, o.grace
@@ -133,6 +136,32 @@ func honoured(p updater.Part, o *owner, ct container) error {
 		return &updater.Refusal{Reason: updater.InvalidSettings, Detail: "write: tag would write what is written already, so no pod would be replaced; set write: digest"}
 	case o.onDelete:
 		return &updater.Refusal{Reason: updater.Unsupported, Detail: "its update strategy is OnDelete; choose RollingUpdate to have it updated"}
+	}
+	return nil
+}
+
+// wayBack refuses a change that could not be taken back: what runs is known by a
+// digest that its repository does not have. Nodes tell one of those of another
+// repository that they have the same image from, and pinned to that, no new pod would
+// find it.
+func (c *Cluster) wayBack(ctx context.Context, o *owner, ct container, p updater.Part) error {
+	if c.exists == nil || digestIn(ct.image) != "" || p.From.Digest == "" {
+		return nil
+	}
+	pods, err := c.pods(ctx, o, false)
+	if err != nil {
+		return err
+	}
+	if served(ct, pods, p.From.Digest) {
+		return nil
+	}
+	switch there, err := c.exists(ctx, ct.image+"@"+p.From.Digest, c.logins(o, pods)); {
+	case err != nil:
+		return &updater.Refusal{Reason: updater.RegistryUnavailable, Err: err,
+			Detail: fmt.Sprintf("its nodes know what runs by the digest of another repository, %s, and the registry cannot be asked whether %s has it", p.From.Digest, ct.image)}
+	case !there:
+		return &updater.Refusal{Reason: updater.Unsupported,
+			Detail: fmt.Sprintf("its nodes know what runs by the digest of another repository, %s, which %s does not have, so it could not be put back: write the digest that it is to run into its template, or restart it on nodes that have no other image of the same content", p.From.Digest, ct.image)}
 	}
 	return nil
 }

@@ -389,6 +389,47 @@ func TestWhatStandsAsBeforeIsBack(t *testing.T) {
 	require.Equal(t, 2, standing(pods, ch, org))
 }
 
+// TestAWayBackThatLeadsNowhereIsNotEntered: a node that has one image from two
+// repositories tells the digest of either.
+func TestAWayBackThatLeadsNowhereIsNotEntered(t *testing.T) {
+	const elsewhere = "mirror.example/app"
+	for name, tt := range map[string]struct {
+		from   string
+		there  bool
+		err    error
+		asked  int
+		reason updater.Reason
+		says   string
+	}{
+		"its own repository's":                    {},
+		"another's, which its own has as well":    {from: elsewhere, there: true, asked: 1},
+		"another's, which its own does not have":  {from: elsewhere, asked: 1, reason: updater.Unsupported, says: "could not be put back"},
+		"another's, and the registry cannot tell": {from: elsewhere, err: errors.New("connection refused"), asked: 1, reason: updater.RegistryUnavailable, says: "cannot be asked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t)
+			s.from = tt.from
+			s.put("deployments", deployment("web", 3, "app="+app1))
+			c := s.cluster(t)
+			asked := 0
+			c.exists = func(_ context.Context, ref string, by updater.Logins) (bool, error) {
+				require.Equal(t, app1+"@"+fakeDigest(app1), ref)
+				require.NotNil(t, by)
+				asked++
+				return tt.there, tt.err
+			}
+			ch := wish(t, "deployment/web/app "+app1+" "+app2)
+			err := c.Plan(t.Context(), &ch, nobody)
+			require.Equal(t, tt.asked, asked)
+			if tt.reason == "" {
+				require.NoError(t, err)
+				return
+			}
+			refused(t, err, tt.reason, tt.says)
+		})
+	}
+}
+
 func TestGoingBackAsksWhetherATagHasMoved(t *testing.T) {
 	for moved, want := range map[string]string{fakeDigest(app1): app1, fakeDigest("new"): app1 + "@" + fakeDigest(app1)} {
 		s, c := web(t)

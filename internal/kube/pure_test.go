@@ -26,12 +26,12 @@ func FuzzImageID(f *testing.F) {
 func TestWhatAnImageIDSays(t *testing.T) {
 	d := fakeDigest("a")
 	for in, want := range map[string]imageID{
-		"registry.example/shop/web@" + d:              {repo: d}, // containerd, CRI-O
-		"docker-pullable://registry.example/web@" + d: {repo: d}, // dockershim
+		"registry.example/shop/web@" + d:              {repo: d, name: "registry.example/shop/web"}, // containerd, CRI-O
+		"docker-pullable://registry.example/web@" + d: {repo: d, name: "registry.example/web"},      // dockershim
 		d:                                   {config: d},
 		d[len("sha256:"):]:                  {config: d}, // CRI-O's own id
 		"docker://" + d:                     {config: d}, // never pulled
-		"localhost:5000/a/b@" + d:           {repo: d},
+		"localhost:5000/a/b@" + d:           {repo: d, name: "localhost:5000/a/b"},
 		"":                                  {},
 		"nginx:1.25":                        {},
 		"fake://registry.example/web:1":     {},

@@ -16,6 +16,9 @@ type imageID struct {
 	// repo is the digest under which the image was pulled: that of an index or of a
 	// manifest. Empty when only the image's own id is known, which is config.
 	repo, config string
+	// name is the repository that goes with repo. A node that has one image from several
+	// repositories names any of them.
+	name string
 }
 
 // parseImageID reads the forms that there are: containerd's and CRI-O's
@@ -38,7 +41,7 @@ func parseImageID(s string) (id imageID, ok bool) {
 		return imageID{}, false
 	}
 	if pulled {
-		return imageID{repo: d}, true
+		return imageID{repo: d, name: name}, true
 	}
 	return imageID{config: d}, true
 }
@@ -74,6 +77,9 @@ func running(o *owner, c container, all []*pod) (r updater.Running, mixed string
 	if len(ready) == 0 {
 		ready = others
 	}
+	for i := range ready {
+		ready[i].name = "" // the image is the same
+	}
 	ready = distinct(ready)
 	switch len(ready) {
 	case 0:
@@ -94,6 +100,30 @@ func running(o *owner, c container, all []*pod) (r updater.Running, mixed string
 		r.Manifest = r.Digests[0] // which it may be, too
 	}
 	return r, mixed
+}
+
+// served reports whether a pod says that the repository of a container's image is
+// where its digest comes from.
+func served(c container, all []*pod, digest string) bool {
+	for _, p := range all {
+		s := p.of(c.name)
+		if s == nil || p.images[c.name] != c.image {
+			continue
+		}
+		if id, ok := parseImageID(s.ImageID); ok && id.repo == digest && repository(id.name) == repository(c.image) {
+			return true
+		}
+	}
+	return false
+}
+
+// repository is that of a reference, in its long form; "" when it is none.
+func repository(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ""
+	}
+	return named.Name()
 }
 
 func distinct(ids []imageID) (all []imageID) {
