@@ -587,7 +587,7 @@ func TestAReadinessProbeThatFailsSpeaksAgainstTheImage(t *testing.T) {
 	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" reg.example/app:2-notready", "deployment/web/side "+side1+" "+side2))
 	o, err := c.Observe(t.Context(), ch, 0, updater.NewSide)
 	require.NoError(t, err)
-	require.NotEmpty(t, o.Pending)
+	require.Contains(t, o.Pending, "runs and is not ready")
 	require.Empty(t, o.Fault)
 	o, err = c.Observe(t.Context(), ch, 1, updater.NewSide)
 	require.NoError(t, err)

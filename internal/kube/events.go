@@ -110,13 +110,15 @@ func because(c updater.Change) string {
 		why = strings.TrimPrefix(why, p.Workload+": ")
 	}
 	why, _, _ = strings.Cut(why, "\n")
-	// "pod web-1: it was restarted twice" quotes nobody yet.
-	pod, rest, ok := strings.Cut(why, ": ")
-	if ok && strings.HasPrefix(pod, "pod ") {
-		rest, _, _ = strings.Cut(rest, ": ")
-		pod += ": " + rest
+	said := strings.Split(why, ": ")
+	kept := 1
+	if len(said) > 1 && strings.Contains(said[0], ", for ") && strings.HasPrefix(said[1], "pod ") {
+		kept = 2 // the gate says what it waited for, and how long, before it says why
 	}
-	why = pod
+	if len(said) > kept && strings.HasPrefix(said[kept-1], "pod ") {
+		kept++ // "pod web-1: it was restarted twice" quotes nobody yet
+	}
+	why = strings.Join(said[:kept], ": ")
 	if why = strings.TrimSpace(why); why == "" {
 		return ""
 	}

@@ -39,6 +39,12 @@ func TestWhatIsToldOfAChange(t *testing.T) {
 		"a pod is named": {of(updater.Restored, func(c *updater.Change) {
 			c.Verdict, c.Why = updater.Unclear, app+": pod web-1: it cannot be started: password=hunter2"
 		}), []string{"UpdateRestored put back as it was, because pod web-1: it cannot be started"}},
+		"a pod is named after what was waited for": {of(updater.Restored, func(c *updater.Change) {
+			c.Verdict, c.Why = updater.Unclear, app+": 1 old pod is still there, for 20s: pod web-1: its image cannot be pulled: ErrImagePull: password=hunter2"
+		}), []string{"UpdateRestored put back as it was, because 1 old pod is still there, for 20s: pod web-1: its image cannot be pulled"}},
+		"a program speaks of a pod": {of(updater.Restored, func(c *updater.Change) {
+			c.Verdict, c.Why = updater.Unclear, app+": health.test failed with exit code 1: pod hunter2"
+		}), []string{"UpdateRestored put back as it was, because health.test failed with exit code 1"}},
 		"a part is named": {of(updater.Restored, func(c *updater.Change) {
 			c.Verdict, c.Why = updater.Unclear, app+": no node has room\npassword=hunter2"
 		}), []string{"UpdateRestored put back as it was, because no node has room"}},

@@ -210,7 +210,7 @@ func TestRollout(t *testing.T) {
 		"a deployment that is done":                    {o: deploy},
 		"what has not been noticed":                    {o: with(deploy, func(o *owner) { o.Generation, o.observed = 3, 2 }), pending: "taken notice"},
 		"pods that are to be made":                     {o: with(deploy, func(o *owner) { o.updated = 1 }), pending: "1 of 3 pods are on the new template"},
-		"old pods that are to go":                      {o: with(deploy, func(o *owner) { o.total = 4 }), pending: "1 old pods"},
+		"old pods that are to go":                      {o: with(deploy, func(o *owner) { o.total = 4 }), pending: "1 old pod is"},
 		"pods that are to become available":            {o: with(deploy, func(o *owner) { o.available = 2 }), pending: "2 of 3 new pods are available"},
 		"Recreate: none yet":                           {o: with(deploy, func(o *owner) { o.updated, o.total, o.available = 0, 0, 0 }), pending: "0 of 3"},
 		"scaled to zero, by an autoscaler or a person": {o: with(deploy, func(o *owner) { o.desired, o.total, o.updated, o.available = 0, 0, 0, 0 }), waits: "scaled to 0"},

@@ -40,6 +40,8 @@ func (o *owner) rollout() (pending, waits string) {
 		switch {
 		case o.updated < o.desired:
 			return fmt.Sprintf("%d of %d pods are on the new template", o.updated, o.desired), ""
+		case o.total == o.updated+1:
+			return "1 old pod is still there", ""
 		case o.total > o.updated:
 			return fmt.Sprintf("%d old pods are still there", o.total-o.updated), ""
 		case o.available < o.updated:
@@ -84,6 +86,8 @@ type blamed struct {
 	restarted time.Time
 	// ready counts the pods that are.
 	ready int
+	// unready says which pod runs and is not, yet or any more; "" when none is such.
+	unready string
 }
 
 // blame looks at the pods that were made with these images, for the container
@@ -139,6 +143,7 @@ func blame(o *owner, pods []*pod, images map[string]string, name string, since t
 			around = "pod " + p.Name + ": " + e.around
 		case s.State.Running != nil && !s.Ready && !c.init:
 			unready++
+			b.unready = "its pod " + p.Name + " runs and is not ready"
 		case !p.readyNow() && !c.init:
 			if why := notItsFault(p, name); why != "" {
 				around = "pod " + p.Name + ": " + why
@@ -424,6 +429,9 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 		// As many as are wanted run what ran before. That the controller makes them
 		// anew, because the reference is pinned now, is no matter of health.
 		pending = ""
+	}
+	if pending != "" && b.unready != "" {
+		pending += "; " + b.unready
 	}
 	ob.Pending, ob.Waits = pending, waits
 	ob.Fault, ob.Blame, ob.Logs, ob.Started = b.fault, b.verdict, b.logs, b.restarted
