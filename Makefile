@@ -86,7 +86,7 @@ lint: ## Check the format, and what go vet and staticcheck find
 	go run $(STATICCHECK) ./...
 	go vet -tags man ./cmd/updaterd
 	cd e2e && go vet ./... && go vet -tags systemd ./systemd && go run $(STATICCHECK) ./...
-	cd e2e/cluster && go vet ./... && go run $(STATICCHECK) ./...
+	cd e2e/cluster && go vet ./... && go vet -tags node ./kubelet && go run $(STATICCHECK) ./... && go run $(STATICCHECK) -tags node ./kubelet
 	cd e2e/image && go vet ./... && go run $(STATICCHECK) ./...
 
 # As root. The system is Debian's, made by debootstrap once and kept in
@@ -96,6 +96,13 @@ test-systemd: ## Install, run, break, upgrade and remove the deb under a real sy
 	ARCHES=$$(go env GOARCH) ./packaging/dist.sh bin/dist-old v0.0.1
 	ARCHES=$$(go env GOARCH) ./packaging/dist.sh bin/dist-new v0.0.2
 	cd e2e && UPDATERD_DISTS=$(CURDIR)/bin go test -tags systemd -count=1 -timeout=20m $(if $(RUN),-run "$(RUN)") -v ./systemd
+
+# As root, in namespaces of its own, whose only network is loopback: what is built
+# inside must have been downloaded before.
+.PHONY: test-node
+test-node: build kubernetes ## Update real pods, with a real kubelet and containerd
+	@go build -C e2e -o /dev/null ./app
+	cd e2e/cluster && UPDATERD_BIN=$(CURDIR)/bin/updaterd go test -tags node -count=1 -timeout=40m $(if $(RUN),-run "$(RUN)") -v ./kubelet
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (20s)

@@ -8,4 +8,6 @@
 // builds Kubernetes, some 6 minutes on two cores, and keeps it below
 // updaterd/cluster in $UPDATERD_CACHE or the user's cache. To look around in one by
 // hand: `../cluster.sh run kubectl get nodes`, or a shell in the place of kubectl.
+//
+// What a played node cannot show is tried on a real one, in the package kubelet.
 package cluster

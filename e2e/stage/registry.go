@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -33,6 +34,8 @@ import (
 
 // RegistryOptions say how a registry differs from a plain, open one.
 type RegistryOptions struct {
+	// Address is where it listens; 127.0.0.1.
+	Address string
 	// TLS serves over HTTPS with a certificate of the CA at Registry.CA. (A Docker
 	// Engine takes any certificate on loopback.)
 	TLS bool
@@ -54,11 +57,11 @@ type Request struct {
 	At                  time.Time
 }
 
-// Registry is a real registry on loopback. It counts what it is asked, and
+// Registry is a real registry. It counts what it is asked, and
 // misbehaves on demand. What is published by its own methods is neither counted
 // nor hindered.
 type Registry struct {
-	// Host is 127.0.0.1:PORT: what image references begin with.
+	// Host is ADDRESS:PORT: what image references begin with.
 	Host string
 	// URL is where it is reached, http:// or https://.
 	URL string
@@ -105,7 +108,7 @@ func NewRegistry(t TB, opts RegistryOptions) *Registry {
 	if opts.TLS {
 		r.makeTLS()
 	}
-	r.serve("127.0.0.1:0")
+	r.serve(cmp.Or(opts.Address, "127.0.0.1") + ":0")
 	t.Cleanup(r.Down)
 	return r
 }

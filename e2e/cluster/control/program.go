@@ -26,22 +26,33 @@ func (p Programs) Kubectl() string { return filepath.Join(string(p), "kubectl") 
 // kept for the next time below cluster in $UPDATERD_CACHE or the user's cache. It
 // writes to out what it does. Only one Get builds at a time.
 func Get(ctx context.Context, source string, out io.Writer) (Programs, error) {
+	bin, err := get(ctx, source, "kubernetes", ".", out)
+	return Programs(bin), err
+}
+
+// GetKubelet makes the kubelet of the same module ready in the same way, and returns
+// where it is.
+func GetKubelet(ctx context.Context, source string, out io.Writer) (string, error) {
+	bin, err := get(ctx, source, "kubelet", "./kubelet", out)
+	return filepath.Join(bin, "kubelet"), err
+}
+
+func get(ctx context.Context, source, name, pkg string, out io.Writer) (string, error) {
 	from := program.Module{Dir: source}
 	version, err := from.Go(ctx, "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
 	if err != nil {
 		return "", err
 	}
 	pinned := program.Sources{
-		Files: append(from.Pins(), filepath.Join(source, "main.go")),
-		How:   fmt.Sprint(flags(version, "")),
+		Files: append(from.Pins(), filepath.Join(source, pkg, "main.go")),
+		How:   fmt.Sprint(flags(version, "", pkg)),
 	}
-	bin, err := program.Built(ctx, "cluster", "kubernetes-"+version, pinned, out, func(ctx context.Context, into string) error {
-		if _, err := from.Go(ctx, flags(version, into)...); err != nil {
+	return program.Built(ctx, "cluster", name+"-"+version, pinned, out, func(ctx context.Context, into string) error {
+		if _, err := from.Go(ctx, flags(version, into, pkg)...); err != nil || name != "kubernetes" {
 			return err
 		}
-		return os.Symlink("kubernetes", filepath.Join(into, "kubectl"))
+		return os.Symlink(name, filepath.Join(into, "kubectl"))
 	})
-	return Programs(bin), err
 }
 
 // Sources is the directory of the module that pins Kubernetes, as the module in
@@ -54,11 +65,11 @@ func Sources(ctx context.Context) (string, error) {
 	return filepath.Join(dir, "kubernetes"), err
 }
 
-func flags(version, into string) []string {
+func flags(version, into, pkg string) []string {
 	major, minor, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, _ = strings.Cut(minor, ".")
 	const of = " -X k8s.io/component-base/version."
 	return []string{"build", "-trimpath", "-tags", "grpcnotrace",
 		"-ldflags", "-s -w" + of + "gitVersion=" + version + of + "gitMajor=" + major + of + "gitMinor=" + minor,
-		"-o", into + "/", "."}
+		"-o", into + "/", pkg}
 }

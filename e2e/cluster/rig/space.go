@@ -61,6 +61,13 @@ func (c *Cluster) NamedSpace(t stage.TB, name string) *Space {
 	return s
 }
 
+// For is the same space for a test within the one that it was made for.
+func (s *Space) For(t stage.TB) *Space {
+	within := *s
+	within.t = t
+	return &within
+}
+
 // logState writes to the test's log how things stand.
 func (s *Space) logState(ctx context.Context) {
 	pods, err := s.Client.CoreV1().Pods(s.Name).List(ctx, metav1.ListOptions{})
