@@ -86,8 +86,9 @@ type blamed struct {
 	restarted time.Time
 	// ready counts the pods that are.
 	ready int
-	// unready says which pod runs and is not, yet or any more; "" when none is such.
-	unready string
+	// against says what speaks against the image and does not condemn it yet; "" when
+	// nothing does.
+	against string
 }
 
 // blame looks at the pods that were made with these images, for the container
@@ -139,11 +140,12 @@ func blame(o *owner, pods []*pod, images map[string]string, name string, since t
 		case e.exit != "":
 			exits++
 			last = "pod " + p.Name + ": " + e.exit
+			b.against = "its pod " + p.Name + " " + strings.TrimPrefix(e.exit, "it ")
 		case e.around != "":
 			around = "pod " + p.Name + ": " + e.around
 		case s.State.Running != nil && !s.Ready && !c.init:
 			unready++
-			b.unready = "its pod " + p.Name + " runs and is not ready"
+			b.against = "its pod " + p.Name + " runs and is not ready"
 		case !p.readyNow() && !c.init:
 			if why := notItsFault(p, name); why != "" {
 				around = "pod " + p.Name + ": " + why
@@ -430,8 +432,8 @@ func (c *Cluster) Observe(ctx context.Context, ch updater.Change, part int, side
 		// anew, because the reference is pinned now, is no matter of health.
 		pending = ""
 	}
-	if pending != "" && b.unready != "" {
-		pending += "; " + b.unready
+	if pending != "" && b.against != "" {
+		pending += "; " + b.against
 	}
 	ob.Pending, ob.Waits = pending, waits
 	ob.Fault, ob.Blame, ob.Logs, ob.Started = b.fault, b.verdict, b.logs, b.restarted
