@@ -70,7 +70,7 @@ func (p program) follow(ctx context.Context, c *server.Client, led []server.Back
 			return // it was looked at before, and goes by what was known then
 		}
 		r := rowOf(w)
-		r.Outcome = updater.OutcomeNone
+		r.Outcome = cmp.Or(rows[w.ID].Outcome, updater.OutcomeNone)
 		rows[w.ID] = r
 		// What is under way comes first; then it is looked at again.
 		if w.Decision == "none" && w.Reason != updater.InProgress {
@@ -114,6 +114,9 @@ func (p program) follow(ctx context.Context, c *server.Client, led []server.Back
 				switch {
 				case !change.Phase.Final():
 				case change.Since.Before(said):
+					if s.Verb == updater.SayUpdate { // it is what was asked for, unless a look finds more
+						rows[part.Workload] = ended(rows[part.Workload], part, change)
+					}
 					say(updater.Saying{Verb: updater.SayCheck, Workloads: []string{part.Workload}})
 				default:
 					rows[part.Workload] = ended(rows[part.Workload], part, change)
@@ -150,6 +153,12 @@ func rowOf(w server.Workload) updater.Row {
 // ended writes into a row how its change ended.
 func ended(r updater.Row, part server.Part, c server.Change) updater.Row {
 	r.Backend, r.Workload = c.Backend, part.Workload
+	if r.Reason == "" || r.Reason == updater.InProgress { // what was decided was not seen
+		r.Decision, r.Reason, r.Detail = "update", updater.Update, ""
+		if part.To != nil {
+			r.Candidate = &updater.RowCandidate{Image: part.To.Image, Digest: part.To.Digest}
+		}
+	}
 	r.Outcome = map[updater.Phase]updater.Outcome{
 		updater.Committed: updater.OutcomeCommitted, updater.Restored: updater.OutcomeRestored,
 		updater.Failed: updater.OutcomeFailed, updater.Superseded: updater.OutcomeSuperseded,

@@ -95,6 +95,32 @@ func TestALookFromBeforeAWordIsNoAnswerToIt(t *testing.T) {
 	require.NotContains(t, stdout, "needs-approval")
 }
 
+// TestAnUpdateThatWasUnderWayIsTheOneAskedFor: how it ends is told, unless a look
+// finds that there is more to do.
+func TestAnUpdateThatWasUnderWayIsTheOneAskedFor(t *testing.T) {
+	d := play(t)
+	c := updater.Change{ID: "c1", Backend: "local", Unit: "local/web", Phase: updater.Judging, Since: time.Now().Add(-time.Minute),
+		Parts: []updater.Part{{Workload: "local/web", To: updater.Image{Ref: "web:1", Digest: "sha256:2"}, Replace: true}}}
+	d.board.Moved(c)
+	d.say = func(s updater.Saying) []updater.Told {
+		at := time.Now()
+		switch s.Verb {
+		case updater.SayUpdate:
+			d.board.Decided(web(updater.InProgress, at))
+			c.Phase, c.Verdict, c.Why, c.Ended = updater.Restored, updater.Bad, "it exited", at
+			d.board.Moved(c)
+		case updater.SayCheck:
+			d.board.Decided(web(updater.Rejected, at))
+			return nil
+		}
+		return []updater.Told{{Backend: "local", Workload: "local/web", Changed: true, At: at}}
+	}
+	code, stdout, _ := d.run("update", "web", "-o", "json")
+	require.Equal(t, 1, code)
+	require.Contains(t, stdout, `"outcome": "restored"`)
+	require.Contains(t, stdout, `"reason": "rejected"`)
+}
+
 // TestWhatAnotherLeadsIsNotWaitedFor: its end is not to be seen from here.
 func TestWhatAnotherLeadsIsNotWaitedFor(t *testing.T) {
 	d := play(t)
