@@ -92,7 +92,7 @@ lint: ## Check the format, and what go vet and staticcheck find
 # As root. The system is Debian's, made by debootstrap once and kept in
 # $UPDATERD_CACHE or the user's cache; the packages are made for this machine only.
 .PHONY: test-systemd
-test-systemd: ## Install, run, break, upgrade and remove the deb under a real systemd
+test-systemd: ## Install, run, break, upgrade and remove the deb and the rpm under a real systemd
 	ARCHES=$$(go env GOARCH) ./packaging/dist.sh bin/dist-old v0.0.1
 	ARCHES=$$(go env GOARCH) ./packaging/dist.sh bin/dist-new v0.0.2
 	cd e2e && UPDATERD_DISTS=$(CURDIR)/bin go test -tags systemd -count=1 -timeout=20m $(if $(RUN),-run "$(RUN)") -v ./systemd

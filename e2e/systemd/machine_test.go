@@ -44,19 +44,19 @@ func tools(t *testing.T) {
 	}
 }
 
-// system is the directory of a Debian with systemd, made once on a machine.
+// system is the directory of a Debian with systemd and rpm, made once on a machine.
 func system(t *testing.T) string {
 	t.Helper()
 	cache, err := program.Cache("systemd")
 	require.NoError(t, err)
-	dir := filepath.Join(cache, "bookworm")
+	dir := filepath.Join(cache, "bookworm-rpm")
 	if _, err := os.Stat(dir); err == nil {
 		return dir
 	}
 	tools(t)
 	half := dir + ".new"
 	require.NoError(t, os.RemoveAll(half))
-	out, err := exec.Command("debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus", "bookworm", half).CombinedOutput()
+	out, err := exec.Command("debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus,rpm", "bookworm", half).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.NoError(t, os.Rename(half, dir))
 	return dir
