@@ -37,6 +37,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/retry"
+	"k8s.io/klog/v2"
 )
 
 // Spec says how a node differs from a plain one.
@@ -104,7 +105,9 @@ func Start(ctx context.Context, config *rest.Config, specs ...Spec) (*Fleet, err
 	if f.logs, err = serveLogs(f); err != nil {
 		return nil, err
 	}
-	life, cancel := context.WithCancel(context.Background())
+	// client-go logs it as an error when a request is broken off, as those of a pod are
+	// that goes. It would be said on the screen of a demo.
+	life, cancel := context.WithCancel(klog.NewContext(context.Background(), klog.Logger{}))
 	f.cancel = cancel
 	for _, s := range specs {
 		s.Arch = cmp.Or(s.Arch, runtime.GOARCH)
