@@ -87,7 +87,7 @@ func TestKilled(t *testing.T) {
 // verdict on an image.
 func TestServerRestartsInARollout(t *testing.T) {
 	t.Parallel()
-	w := newWorkloadIn(t, rig.Own(t), "deployment", rig.Spec{Replicas: 2})
+	w := newWorkloadIn(t, rig.Own(t).NewSpace(t), "deployment", rig.Spec{Replicas: 2})
 	// It takes a while on a busy machine until all components have found the API
 	// server again.
 	w.u = w.Updaterd(strings.Replace(rig.Settings, "timeout: 10s", "timeout: 60s", 1))

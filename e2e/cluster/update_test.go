@@ -1,11 +1,15 @@
 package cluster
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/updaterd/updaterd/e2e/cluster/rig"
 	"github.com/updaterd/updaterd/e2e/stage"
@@ -25,12 +29,12 @@ type workload struct {
 
 func newWorkload(t *testing.T, kind string, spec rig.Spec) *workload {
 	t.Helper()
-	return newWorkloadIn(t, rig.Shared(t), kind, spec)
+	return newWorkloadIn(t, rig.Shared(t).NewSpace(t), kind, spec)
 }
 
-func newWorkloadIn(t *testing.T, c *rig.Cluster, kind string, spec rig.Spec) *workload {
+func newWorkloadIn(t *testing.T, s *rig.Space, kind string, spec rig.Spec) *workload {
 	t.Helper()
-	w := &workload{Space: c.NewSpace(t), t: t, which: kind + "/web"}
+	w := &workload{Space: s, t: t, which: kind + "/web"}
 	if spec.Image == "" {
 		spec.Image = "web:latest"
 	}
@@ -118,6 +122,63 @@ func TestBadUpdate(t *testing.T) {
 }
 
 // TestSurroundings: what the image is not to blame for rejects nothing.
+// TestImagesThatAPolicyRewrites: admission has the pods pull from a mirror, so that none
+// has the image of its template.
+func TestImagesThatAPolicyRewrites(t *testing.T) {
+	t.Parallel()
+	s := rig.Shared(t).NewSpace(t)
+	s.Kubectl("label", "namespace", s.Name, "mirrored="+s.Name)
+	t.Cleanup(func() {
+		s.Kubectl("delete", "mutatingadmissionpolicybinding,mutatingadmissionpolicy", s.Name)
+	})
+	s.Apply(fmt.Sprintf(`
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicy
+metadata: {name: %[1]s}
+spec:
+  matchConstraints:
+    resourceRules:
+    - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}
+  failurePolicy: Fail
+  reinvocationPolicy: Never
+  mutations:
+  - patchType: JSONPatch
+    jsonPatch:
+      expression: '[JSONPatch{op: "replace", path: "/spec/containers/0/image", value: object.spec.containers[0].image.replace(%[2]q, %[3]q)}]'
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicyBinding
+metadata: {name: %[1]s}
+spec:
+  policyName: %[1]s
+  matchResources:
+    namespaceSelector: {matchLabels: {mirrored: %[1]s}}
+`, s.Name, s.Ref("web"), s.Ref("hub/web")))
+	stage.Eventually(t, time.Minute, "the policy to be followed", func() bool {
+		pod := s.Pod("web:latest")
+		pod.Name = "asked"
+		made, err := s.Client.CoreV1().Pods(s.Name).Create(t.Context(), &corev1.Pod{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err == nil && made.Spec.Containers[0].Image == s.Ref("hub/web:latest")
+	})
+	s.Good("hub/web:latest", "1")
+	w := newWorkloadIn(t, s, "deployment", rig.Spec{Replicas: 2})
+	require.Equal(t, s.Ref("hub/web:latest"), s.Pods("web")[0].Spec.Containers[0].Image)
+	require.Equal(t, "up-to-date", w.u.Once(w.which, 0).Reason)
+
+	w.Good("hub/web:latest", "2")
+	digest := w.Good("web:latest", "2")
+	require.Equal(t, "committed", w.u.Once(w.which, 0).Outcome)
+	w.updated(digest)
+	require.Equal(t, "up-to-date", w.u.Once(w.which, 0).Reason)
+
+	w.first = digest
+	w.Crashing("hub/web:latest", "3")
+	w.Crashing("web:latest", "3")
+	require.Equal(t, "restored", w.u.Once(w.which, 1).Outcome)
+	w.asItWas()
+	require.Equal(t, "bad", w.u.History()[0].Verdict)
+}
+
 func TestSurroundings(t *testing.T) {
 	t.Parallel()
 	s := rig.Shared(t).NewSpace(t)
@@ -165,6 +226,9 @@ func TestDaemon(t *testing.T) {
 		from := asked()
 		stage.Eventually(t, rig.Patience, "passes", func() bool { return asked() >= from+n })
 	}
+	stage.Eventually(t, rig.Patience, "its watches", func() bool {
+		return slices.ContainsFunc(w.u.Way.Proxy.Calls(), func(c rig.Call) bool { return c.Verb == "watch" && c.Resource == "configmaps" })
+	})
 	passes(2)
 	w.u.Way.Proxy.Forget()
 	passes(3)

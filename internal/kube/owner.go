@@ -333,7 +333,7 @@ func (p *pod) evicted() string {
 // is reports whether a pod was made with these images.
 func (p *pod) is(images map[string]string) bool {
 	for name, image := range images {
-		if p.images[name] != image {
+		if !alike(p.images[name], image) {
 			return false
 		}
 	}

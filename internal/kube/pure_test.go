@@ -83,8 +83,15 @@ func TestWhatRuns(t *testing.T) {
 		"what is not ready is all there is": {image: image, pods: []*pod{podWith("y", image, run(false, "web@"+b))},
 			want: updater.Running{Digests: []string{b}, Manifest: b}},
 		"pods of another template do not count": {image: image, pods: []*pod{podWith("x", "web:0", run(true, "web@"+a))}},
-		"pods that leave do not count":          {image: image, pods: []*pod{leaving}},
-		"nothing runs":                          {image: image},
+		"pods that a webhook gave a mirror": {image: image, pods: []*pod{podWith("x", "mirror:5000/hub/web:1", run(true, "mirror:5000/hub/web@"+a))},
+			want: updater.Running{Digests: []string{a}, Manifest: a}},
+		"pods that a webhook gave a digest": {image: image, pods: []*pod{podWith("x", "web:1@"+a, run(true, "web@"+a))},
+			want: updater.Running{Digests: []string{a}, Manifest: a}},
+		"another image by the same last name, beside the template's own": {image: image, pods: []*pod{podWith("x", "other/web:1", run(true, "other/web@"+b)), podWith("y", image, run(true, "web@"+a))},
+			want: updater.Running{Digests: []string{a}, Manifest: a}},
+		"another name before the same tag": {image: image, pods: []*pod{podWith("x", "mirror/cobweb:1", run(true, "mirror/cobweb@"+b))}},
+		"pods that leave do not count":     {image: image, pods: []*pod{leaving}},
+		"nothing runs":                     {image: image},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, mixed := running(&owner{}, container{name: "app", image: tt.image, digest: digestIn(tt.image)}, tt.pods)

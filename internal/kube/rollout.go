@@ -496,7 +496,7 @@ func standing(pods []*pod, ch updater.Change, org origin) (n int) {
 		for _, part := range ch.Parts {
 			name := part.Workload[strings.LastIndexByte(part.Workload, '/')+1:]
 			image := p.images[name]
-			old = old && (image == org.Before[name] || image == org.Before[name]+"@"+part.From.Digest)
+			old = old && (alike(image, org.Before[name]) || alike(image, org.Before[name]+"@"+part.From.Digest))
 		}
 		if old {
 			n++

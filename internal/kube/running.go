@@ -58,24 +58,11 @@ func running(o *owner, c container, all []*pod) (r updater.Running, mixed string
 		r.Digests = []string{c.digest}
 		return r, ""
 	}
-	var ready, others []imageID
-	for _, p := range all {
-		s := p.of(c.name)
-		if s == nil || p.gone() || p.images[c.name] != c.image {
-			continue
-		}
-		id, ok := parseImageID(s.ImageID)
-		if !ok {
-			continue
-		}
-		if p.readyNow() || c.init {
-			ready = append(ready, id)
-		} else {
-			others = append(others, id)
-		}
-	}
+	ready := runningIn(c, all, func(image string) bool { return image == c.image })
 	if len(ready) == 0 {
-		ready = others
+		// An admission webhook may have put something else into all of them: a mirror's
+		// name, the digest that the tag stood for.
+		ready = runningIn(c, all, func(image string) bool { return alike(image, c.image) || alike(undigested(image), c.image) })
 	}
 	for i := range ready {
 		ready[i].name = "" // the image is the same
@@ -126,6 +113,31 @@ func repository(ref string) string {
 	return named.Name()
 }
 
+// runningIn are the images that run in a container of the pods whose image is one that
+// is: those of the ready ones, or of all where none is ready.
+func runningIn(c container, all []*pod, is func(image string) bool) []imageID {
+	var ready, others []imageID
+	for _, p := range all {
+		s := p.of(c.name)
+		if s == nil || p.gone() || !is(p.images[c.name]) {
+			continue
+		}
+		id, ok := parseImageID(s.ImageID)
+		if !ok {
+			continue
+		}
+		if p.readyNow() || c.init {
+			ready = append(ready, id)
+		} else {
+			others = append(others, id)
+		}
+	}
+	if len(ready) == 0 {
+		return others
+	}
+	return ready
+}
+
 func distinct(ids []imageID) (all []imageID) {
 	for _, id := range ids {
 		if !slices.Contains(all, id) {
@@ -163,6 +175,13 @@ func digestIn(ref string) string {
 		return ""
 	}
 	return d
+}
+
+// alike reports whether a pod's image is that of its template, or what an admission
+// webhook makes of it when it has a mirror pulled from: another registry, another
+// project, but the same last name, tag and digest.
+func alike(pods, templates string) bool {
+	return pods == templates || pods[strings.LastIndexByte(pods, '/')+1:] == templates[strings.LastIndexByte(templates, '/')+1:]
 }
 
 // undigested is a reference without its digest.
