@@ -76,6 +76,6 @@ func TestContract(t *testing.T) {
 			r.run(t, name, r.repo+":good-1", nil)
 		},
 		Fail:  r.failNth,
-		Calls: r.kinds, // TestGroupCrashes comes to others
+		Calls: r.kinds, // TestGroupCrashes comes to each
 	})
 }

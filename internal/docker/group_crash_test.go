@@ -14,17 +14,25 @@ import (
 var three = []string{"vpn", "app", "side"}
 
 // TestGroupCrashes kills the process in the middle of an update of three, after
-// every few of its calls, and its successor in the middle of putting things
-// right; the first goes by the journal, the next has lost it, and so on. vpn and
-// side have an update; app goes along.
+// each of its calls under "always", which has the most of them, and after a few
+// without a policy; and its successor in the middle of putting things right. One
+// goes by the journal, the next has lost it, and so on. vpn and side have an
+// update; app goes along.
 func TestGroupCrashes(t *testing.T) {
 	base := baseImage(t)
-	for _, policy := range []container.RestartPolicyMode{container.RestartPolicyAlways, container.RestartPolicyDisabled} {
+	for _, row := range []struct {
+		policy        container.RestartPolicyMode
+		first, stride int
+	}{
+		{container.RestartPolicyAlways, 1, 2}, // in two halves, side by side
+		{container.RestartPolicyAlways, 2, 2},
+		{container.RestartPolicyDisabled, 3, 9},
+	} {
 		for _, good := range []bool{true, false} {
-			t.Run(fmt.Sprintf("policy %s, good %v", policy, good), func(t *testing.T) {
+			t.Run(fmt.Sprintf("policy %s, good %v, from call %d", row.policy, good, row.first), func(t *testing.T) {
 				t.Parallel()
 				r := newRigOn(t, base)
-				g := groupCrash{policy: policy, good: good, old: map[string]string{}, next: map[string]string{}}
+				g := groupCrash{policy: row.policy, good: good, old: map[string]string{}, next: map[string]string{}}
 				for _, n := range three {
 					r.image(t, n, func(c *v1.Config) { c.Labels = map[string]string{"of": n} })
 					r.pull(t, n)
@@ -33,17 +41,14 @@ func TestGroupCrashes(t *testing.T) {
 						g.next[n] = r.image(t, n, func(c *v1.Config) { c.Labels = map[string]string{"of": n, "newer": "yes"} })
 					}
 				}
-				n, stride := 1, 5 // odd, so that every other one has lost the journal
-				if policy == container.RestartPolicyDisabled {
-					n, stride = 2, 7
-				}
-				for {
-					g.n, g.lost, g.again = n, n%2 == 0, (n+len(policy))%11
+				for i := 0; ; i++ {
+					g.n = row.first + i*row.stride
+					g.lost, g.again = (g.n/2)%2 == 0, (g.n+len(row.policy))%11
 					ended := false
 					t.Run(fmt.Sprintf("journal lost %v, call %d, then %d", g.lost, g.n, g.again), func(t *testing.T) {
 						ended = g.run(t, r)
 					})
-					if n += stride; ended || t.Failed() {
+					if ended || t.Failed() {
 						break
 					}
 				}
