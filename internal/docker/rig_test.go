@@ -205,6 +205,19 @@ func (r *rig) clean(ctx context.Context) {
 	}
 }
 
+// discard takes away a workload and what a change of it left.
+func (r *rig) discard(ctx context.Context, name string) {
+	all, err := r.cli.ContainerList(ctx, container.ListOptions{All: true})
+	if err != nil {
+		return // clean comes to it
+	}
+	for _, c := range all {
+		if n := nameOf(c); n == r.name(name) || strings.HasPrefix(n, r.name(name)+".") {
+			_ = r.cli.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		}
+	}
+}
+
 // baseImage holds the program and nothing else.
 func baseImage(t *testing.T) v1.Image {
 	t.Helper()
