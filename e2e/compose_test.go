@@ -266,7 +266,7 @@ rules:
 	p.upChangesNothing()
 	rows = p.pass(0)
 	require.Equal(t, "rejected", rows["web"].Reason)
-	require.Contains(t, rows["web"].Detail, "it was restarted 3 times")
+	require.Regexp(t, `it was restarted [3-9] times`, rows["web"].Detail) // who looks late sees more of them
 
 	seen = customers("web is unhealthy, and is restored by run --once", "v3", "v5")
 	p.reg.Push("acme/web:stable", stage.Image{

