@@ -218,6 +218,9 @@ func TestStageProxySeesAndSpoilsCalls(t *testing.T) {
 	require.Len(t, calls, 1)
 	require.Equal(t, "POST /containers/"+id+"/start", calls[0].String())
 
+	if engine.Kind(os.Getenv(engine.KindEnv)) == engine.Proxied {
+		return // noExec
+	}
 	// A hijacked connection goes through as well.
 	exec, err := through.ContainerExecCreate(t.Context(), id, container.ExecOptions{Cmd: []string{"/app", "exit", "3"}, AttachStdout: true})
 	require.NoError(t, err)
