@@ -403,8 +403,11 @@ func (r *rig) leftovers(t *testing.T, name string) []string {
 			left = append(left, nameOf(c))
 		}
 	}
-	images, err := r.cli.ImageList(t.Context(), imagetypes.ListOptions{})
-	require.NoError(t, err)
+	var images []imagetypes.Summary
+	require.NoError(t, steadily(t.Context(), func() (err error) {
+		images, err = r.cli.ImageList(t.Context(), imagetypes.ListOptions{})
+		return err
+	}))
 	for _, i := range images {
 		for _, tag := range i.RepoTags {
 			if strings.HasPrefix(tag, keptRepository+r.name(name)+":") {
