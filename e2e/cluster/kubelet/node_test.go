@@ -93,10 +93,13 @@ defaults: {health: {stable: 2s}}
 registries:
   - {host: %q, plain-http: true}
   - {host: %q, plain-http: true}
+rules:
+  - match: {name: tested}
+    health.test: {image: %q, command: [get, "http://${UPDATERD_POD_IPS}:8080/page"]}
 kubernetes:
   - name: prod
     namespaces: [shop]
-`, s.Registry.Host, private.Host)
+`, s.Registry.Host, private.Host, s.Ref("smoke:1"))
 	s.outside = settings + fmt.Sprintf("    kubeconfig: %s\n    state-namespace: updaterd\n", plane.Kubeconfig)
 	s.install(settings)
 	return s
@@ -134,7 +137,7 @@ patches:
         value: %s
 `, base, s.Ref("updaterd"), quoted(s.t, settings))
 	require.NoError(s.t, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600))
-	for _, granted := range []string{"watch", "overlays/delete", "overlays/secrets"} {
+	for _, granted := range []string{"watch", "overlays/delete", "overlays/jobs", "overlays/secrets"} {
 		s.Kubectl("apply", "-k", filepath.Join(manifests, granted))
 	}
 	s.Cluster.Kubectl(s.t, "", "apply", "-k", dir)
@@ -355,6 +358,24 @@ func TestOnARealNode(t *testing.T) {
 		s.told("closed", "UpdateRestored", 1)
 		s.runs(which, second)
 		s.says(which, updater.Rejected)
+	})
+
+	s.run("a test that must pass", func(s *shop) {
+		const which = "deployment/tested"
+		s.Good("smoke:1", "smoke")
+		s.Good("tested:1", "1")
+		s.Deployment(s.spec("tested"))
+		s.WaitDone(which)
+		second := s.Good("tested:1", "2")
+		s.told("tested", "UpdateCommitted", 1)
+		s.runs(which, second)
+		s.Push("tested:1", stage.Image{Version: "3", Env: []string{"APP_BROKEN=/page"}})
+		require.Contains(s.t, s.told("tested", "UpdateRestored", 1), "health.test failed with exit code 1")
+		s.runs(which, second)
+		s.says(which, updater.Rejected)
+		jobs, err := s.Client.BatchV1().Jobs(s.Name).List(s.t.Context(), metav1.ListOptions{})
+		require.NoError(s.t, err)
+		require.Empty(s.t, jobs.Items)
 	})
 
 	s.run("not one request fails", (*shop).serves)
