@@ -61,7 +61,7 @@ it, as comments. It reads nothing else and changes nothing.`,
 	return c
 }
 
-// readVariables reads a file as docker run --env-file does.
+// readVariables reads a file as Compose does, and shells: a value may be in quotes.
 func (p program) readVariables(path string, into map[string]string) error {
 	in := p.stdin
 	if path != "-" {
@@ -74,13 +74,17 @@ func (p program) readVariables(path string, into map[string]string) error {
 	}
 	lines := bufio.NewScanner(io.LimitReader(in, 1<<20))
 	for lines.Scan() {
-		line := strings.TrimSpace(lines.Text())
+		line := strings.TrimSpace(strings.TrimPrefix(lines.Text(), "\ufeff"))
+		line = strings.TrimSpace(strings.TrimPrefix(line, "export "))
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
 		name, value, ok := strings.Cut(line, "=")
 		if !ok {
 			continue // one that the shell would hand on
+		}
+		if q := strings.TrimSpace(value); len(q) > 1 && q[0] == q[len(q)-1] && strings.Contains(`"'`, q[:1]) {
+			value = q[1 : len(q)-1]
 		}
 		into[strings.TrimSpace(name)] = value
 	}

@@ -10,10 +10,12 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
 
+	"github.com/robfig/cron/v3"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -67,8 +69,29 @@ func (a *answer) unknown(what string) {
 	a.note(what, "is not known here; see what it does, and whether you need it")
 }
 
+// check takes out what could not be read here, and tells of it: what is printed is
+// taken as it is.
+func (a *answer) check() {
+	if s, ok := a.config["schedule"].(string); ok {
+		if _, err := cron.ParseStandard(s); err != nil {
+			delete(a.config, "schedule")
+			a.note("its schedule", "%q is none here: %v", s, err)
+		}
+	}
+	for _, key := range []string{"include", "exclude"} {
+		if _, err := regexp.Compile(a.labels[key]); err != nil {
+			a.note("its pattern of tags", "%q cannot be read here (RE2 has no look-around and no back-references); write "+key+" anew", a.labels[key])
+			delete(a.labels, key)
+			if key == "include" {
+				delete(a.labels, "extract") // which is of its groups
+			}
+		}
+	}
+}
+
 // text writes the answer.
 func (a *answer) text() (string, []string, error) {
+	a.check()
 	root := map[string]any{}
 	for path, value := range a.config {
 		at := root
@@ -140,11 +163,6 @@ func is(key string, value any) option {
 			a.set(key, value)
 		}
 	}}
-}
-
-// takes sets a key to a text.
-func takes(key string) option {
-	return option{value: true, do: func(a *answer, _, text string) { a.set(key, text) }}
 }
 
 // on reads a switch as these programs do.

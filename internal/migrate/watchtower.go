@@ -15,7 +15,7 @@ const messages = "messages are a list called notify: here; write the address int
 // WATCHTOWER_ and the name in capitals, but for those in watchtowerVariables.
 func watchtowerFlags() map[string]option {
 	secret := says("secrets come from files here; see docs/registries.md and docs/notifications.md")
-	server := says("it is another interface; see docs/api.md")
+	server := saysFlag("it is another interface; see docs/api.md")
 	nothing := saysFlag("means nothing here, leave it out")
 	return map[string]option{
 		"interval": {value: true, do: func(a *answer, what, v string) {
@@ -26,14 +26,20 @@ func watchtowerFlags() map[string]option {
 			}
 			a.set("schedule", "@every "+(time.Duration(seconds)*time.Second).String())
 		}},
-		"schedule":           {value: true, do: func(a *answer, what, v string) { a.cron(what, v, 6) }},
-		"label-enable":       is("watch", "labelled"),
-		"monitor-only":       is("defaults.mode", "monitor"),
-		"no-pull":            is("defaults.mode", "hold"),
-		"cleanup":            is("defaults.keep", 0),
-		"include-stopped":    is("defaults.include-stopped", true),
-		"rolling-restart":    is("parallel", 1),
-		"stop-timeout":       takes("defaults.stop-timeout"),
+		"schedule":        {value: true, do: func(a *answer, what, v string) { a.cron(what, v, 6) }},
+		"label-enable":    is("watch", "labelled"),
+		"monitor-only":    is("defaults.mode", "monitor"),
+		"no-pull":         is("defaults.mode", "hold"),
+		"cleanup":         is("defaults.keep", 0),
+		"include-stopped": is("defaults.include-stopped", true),
+		"rolling-restart": is("parallel", 1),
+		"stop-timeout": {value: true, do: func(a *answer, what, v string) {
+			if _, err := time.ParseDuration(v); err != nil {
+				a.note(what, "%q is no duration", v)
+				return
+			}
+			a.set("defaults.stop-timeout", v)
+		}},
 		"log-level":          {value: true, do: logLevel},
 		"debug":              is("log.level", "debug"),
 		"trace":              is("log.level", "debug"),
