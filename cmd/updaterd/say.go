@@ -128,7 +128,7 @@ func (p program) tell(ctx context.Context, cfg *config.Config, o output, def say
 	if err := p.printTold(o, def, told, stateOf(cfg)); err != nil || !def.atOnce {
 		return err
 	}
-	_, err = fmt.Fprintln(p.stderr, "This daemon stands by. The one that leads takes it up; updaterd history tells how it ends.")
+	_, err = fmt.Fprintln(p.stderr, "This daemon stands by. The one that leads takes it up within half a minute; updaterd history tells how it ends.")
 	return err
 }
 
@@ -166,7 +166,7 @@ func (p program) note(ctx context.Context, cfg *config.Config, o output, def say
 		if err := p.printTold(o, def, told, stateOf(cfg)); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintln(p.stderr, "The daemon takes it up in its next pass.")
+		_, err := fmt.Fprintln(p.stderr, "The daemon takes it up within half a minute.")
 		return err
 	}
 	if err != nil && len(rows) == 0 {

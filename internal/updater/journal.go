@@ -150,6 +150,20 @@ func (m Record) ask(now time.Time) *Ask {
 	return m.Asked
 }
 
+// newest is when the newest of the words was said that ask for something.
+func (m Record) newest() time.Time {
+	var at time.Time
+	if m.Asked != nil {
+		at = m.Asked.At
+	}
+	for _, w := range m.Approved {
+		if w.At.After(at) {
+			at = w.At
+		}
+	}
+	return at
+}
+
 // Retry is the patience that an unclear attempt calls for.
 type Retry struct {
 	Digest   string    `json:"digest"`

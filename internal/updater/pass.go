@@ -32,12 +32,13 @@ type work struct {
 	mu       sync.Mutex
 	notifier Notifier
 	observer Observer
-	slots    chan struct{}     // one per change that may be under way
-	busy     map[string]string // by workload: the id of the change under way, "" while one waits for its turn
-	ended    map[string]Change // by workload: how the last change of this process ended
-	told     map[string]Reason // by workload: the reason that was last logged
-	sight    Sight             // what there is to be seen of it all
-	next     *listing          // the one that is about to begin; nil: none is
+	slots    chan struct{}        // one per change that may be under way
+	busy     map[string]string    // by workload: the id of the change under way, "" while one waits for its turn
+	ended    map[string]Change    // by workload: how the last change of this process ended
+	told     map[string]Reason    // by workload: the reason that was last logged
+	heard    map[string]time.Time // by workload: the newest word that asks for something, as a pass knew it
+	sight    Sight                // what there is to be seen of it all
+	next     *listing             // the one that is about to begin; nil: none is
 
 	lists chan struct{} // holds what may list anew: one at a time
 }
@@ -77,7 +78,7 @@ func (w *work) listAnew(ctx context.Context) ([]Workload, error) {
 func newWork(place Place, j Journal, rules Rules, log *slog.Logger, s *steps) *work {
 	w := &work{
 		backend: bounded{place.Backend, s}, journal: boundedJournal{j, place.Backend.Name(), s}, log: log.With("backend", place.Backend.Name()), crowd: &crowd{},
-		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]Reason{}, lists: make(chan struct{}, 1),
+		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]Reason{}, heard: map[string]time.Time{}, lists: make(chan struct{}, 1),
 	}
 	w.adopt(rules)
 	return w
@@ -378,6 +379,7 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 		p.log.Error("memory cannot be read", "err", err)
 	}
 	p.choose(workloads, names)
+	p.hear()
 
 	byRegistry := map[string][]*item{}
 	for _, it := range p.items {
@@ -425,6 +427,39 @@ func (p *pass) goOn(ctx context.Context, it *item, start func(func())) {
 			p.foresee(it)
 		}
 	})
+}
+
+// hear notes which words this pass goes by.
+func (p *pass) hear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, it := range p.items {
+		if n := it.memory.newest(); !n.IsZero() && !it.aside {
+			p.heard[it.workload.ID] = n
+		}
+	}
+}
+
+// unheard are the workloads with a word that asks for something and that no pass of
+// this process knew yet. Each is told once.
+func (w *work) unheard(ctx context.Context) []string {
+	memory, err := w.journal.Recall(ctx)
+	if err != nil {
+		return nil // a pass says so
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	maps.DeleteFunc(w.heard, func(id string, _ time.Time) bool { return memory[id].newest().IsZero() })
+	var names []string
+	for id, m := range memory {
+		// Not later: whoever wrote it may have another clock.
+		if n := m.newest(); !n.IsZero() && !n.Equal(w.heard[id]) && id != Everything {
+			w.heard[id] = n
+			names = append(names, id)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // choose makes the items: the watched workloads, or those of them that a

@@ -175,6 +175,8 @@ func (u *Updater) passes(w *work, stop context.Context) {
 	rules, reloaded := u.current()
 	var last time.Time // when the last pass was over
 	next := upcoming(rules, last, time.Now())
+	heed := time.NewTicker(heedEvery)
+	defer heed.Stop()
 	for {
 		w.recover(stop, "")
 		w.comes(next)
@@ -202,6 +204,12 @@ func (u *Updater) passes(w *work, stop context.Context) {
 			}
 			rules.Registry.NewPass()
 			w.pass(stop, rules, names)
+		case <-heed.C:
+			t.Stop()
+			if names := w.unheard(stop); len(names) > 0 {
+				rules.Registry.NewPass()
+				w.pass(stop, rules, names)
+			}
 		case <-reloaded:
 			t.Stop()
 			rules, reloaded = u.current()
@@ -209,6 +217,11 @@ func (u *Updater) passes(w *work, stop context.Context) {
 		}
 	}
 }
+
+// heedEvery is how soon a word is acted on that another process wrote: one that stands
+// by, or a command. What is asked for at once would else wait for the next pass, and
+// lapse.
+const heedEvery = 30 * time.Second
 
 // Finish takes the open change with this id to its end, in place of a process
 // that handed it over or of one that was killed. It waits until it may lead, and

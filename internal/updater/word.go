@@ -96,6 +96,9 @@ func (u *Updater) Say(ctx context.Context, s Saying) ([]Told, error) {
 	told := []Told{}
 	for _, p := range plans {
 		t, err := u.remember(ctx, s, p)
+		if err == nil && t.Changed {
+			u.arrive(ctx, s, p)
+		}
 		t.At = time.Now()
 		if err != nil {
 			return told, fmt.Errorf("%s of %s: %w", s.Verb, cmp.Or(p.workload, "everything on "+p.place.Backend.Name()), err)
@@ -321,6 +324,35 @@ func (u *Updater) remember(ctx context.Context, s Saying, one saying) (Told, err
 		rules.Notifier.Notify(ctx, e)
 	}
 	return t, nil
+}
+
+// arriveWithin is how long what was written is waited for in the journal that passes
+// go by.
+const arriveWithin = 3 * time.Second
+
+// arrive waits until what was said is to be read in the journal that passes of this
+// process go by, which may be one that a watch brings up to date: the look that
+// follows would else not know of it. It gives up where the word has been acted on, or
+// overruled, meanwhile.
+func (u *Updater) arrive(ctx context.Context, s Saying, one saying) {
+	var w *work
+	u.mu.Lock()
+	for i, place := range u.places {
+		if place.Backend.Name() == one.place.Backend.Name() {
+			w = u.works[i]
+		}
+	}
+	u.mu.Unlock()
+	if w == nil {
+		return // whoever leads finds it
+	}
+	for until := time.Now().Add(arriveWithin); ; {
+		memory, err := w.journal.Recall(ctx)
+		m := memory[cmp.Or(one.workload, Everything)].clone()
+		if err != nil || s.edit(&m, one.image) == "" || !time.Now().Before(until) || !sleep(ctx, 10*time.Millisecond) {
+			return
+		}
+	}
 }
 
 // clone is a copy whose maps and lists an edit may change.

@@ -3,10 +3,13 @@ package updater_test
 import (
 	"context"
 	"errors"
+	"maps"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/robfig/cron/v3"
 	"github.com/stretchr/testify/require"
 
 	"github.com/updaterd/updaterd/internal/backendtest"
@@ -231,6 +234,89 @@ func TestDaemonActsByAWordAtOnce(t *testing.T) {
 		say(updater.SayRollback)
 		w.holds(oldDigest, "rolled back")
 		stop()
+	})
+}
+
+// TestDaemonHeedsAWordThatAnotherProcessWrote, a standby or a command, long before its
+// next pass.
+func TestDaemonHeedsAWordThatAnotherProcessWrote(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.Mode, w.settings.Keep = updater.ModeApprove, 1
+		u, _ := w.process(0)
+		rules := w.rules()
+		rules.Schedule = cron.Every(24 * time.Hour)
+		u.Reload(rules)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- u.Run(ctx) }()
+		time.Sleep(time.Minute)
+		asked := w.registry.Asked()
+		w.said(true, updater.SayApprove)
+		time.Sleep(time.Minute)
+		w.holds(newDigest, "approved")
+		w.said(true, updater.SayRollback)
+		time.Sleep(time.Minute)
+		w.holds(oldDigest, "rolled back")
+		time.Sleep(time.Hour)
+		require.Less(t, w.registry.Asked(), asked+20, "each is heard once")
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+// lagging is a state whose leader learns of what others write a second later.
+type lagging struct{ *backendtest.State }
+
+func (l lagging) Lead(ctx context.Context, do func(context.Context, updater.Journal) error) error {
+	return l.State.Lead(ctx, func(ctx context.Context, j updater.Journal) error {
+		return do(ctx, &lateJournal{Journal: j})
+	})
+}
+
+type lateJournal struct {
+	updater.Journal
+
+	mu  sync.Mutex
+	at  time.Time
+	was map[string]updater.Record
+}
+
+func (j *lateJournal) Recall(ctx context.Context) (map[string]updater.Record, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if time.Since(j.at) < time.Second {
+		return maps.Clone(j.was), nil
+	}
+	now, err := j.Journal.Recall(ctx)
+	j.was, j.at = now, time.Now()
+	return maps.Clone(now), err
+}
+
+// TestAWordIsKnownToTheLookThatFollows, also where the leader's journal is brought up
+// to date by a watch.
+func TestAWordIsKnownToTheLookThatFollows(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.Mode = updater.ModeApprove
+		seen := &watcher{}
+		rules := w.rules()
+		rules.Observer, rules.Schedule = updater.Observers{seen}, cron.Every(24*time.Hour)
+		place := updater.Place{Backend: &backendtest.Process{Host: w.host, ID: "local"}, State: lagging{&backendtest.State{Disk: w.disk}}}
+		u := updater.New([]updater.Place{place}, rules, discard())
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- u.Run(ctx) }()
+		synctest.Wait()
+		before := len(seen.decisions())
+		told, err := u.Say(t.Context(), updater.Saying{Verb: updater.SayUpdate, Workloads: []string{"web"}})
+		require.NoError(t, err)
+		synctest.Wait()
+		d := seen.decisions()[before]
+		require.Equal(t, updater.Update, d.Reason)
+		require.False(t, d.AsOf.Before(told[0].At))
+		time.Sleep(time.Minute)
+		w.holds(newDigest, "asked for")
+		cancel()
+		require.NoError(t, <-ended)
 	})
 }
 
