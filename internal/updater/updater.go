@@ -189,32 +189,35 @@ func (u *Updater) passes(w *work, stop context.Context) {
 			u.log.Debug("pass comes next", "backend", w.backend.Name(), "at", next)
 		}
 		t := time.NewTimer(time.Until(next))
-		select {
-		case <-stop.Done():
-			t.Stop()
-			w.wait()
-			return
-		case <-t.C:
-		case <-w.call.rung:
-			t.Stop()
-			names, all := w.call.take()
-			if all {
-				next = time.Now()
-				continue
-			}
-			rules.Registry.NewPass()
-			w.pass(stop, rules, names)
-		case <-heed.C:
-			t.Stop()
-			if names := w.unheard(stop); len(names) > 0 {
+		for idle := true; idle; {
+			idle = false
+			select {
+			case <-stop.Done():
+				t.Stop()
+				w.wait()
+				return
+			case <-t.C:
+			case <-w.call.rung:
+				names, all := w.call.take()
+				if all {
+					next = time.Now()
+					break
+				}
 				rules.Registry.NewPass()
 				w.pass(stop, rules, names)
+			case <-heed.C:
+				names := w.unheard(stop)
+				if idle = len(names) == 0; idle {
+					break
+				}
+				rules.Registry.NewPass()
+				w.pass(stop, rules, names)
+			case <-reloaded:
+				rules, reloaded = u.current()
+				next = upcoming(rules, last, time.Now())
 			}
-		case <-reloaded:
-			t.Stop()
-			rules, reloaded = u.current()
-			next = upcoming(rules, last, time.Now())
 		}
+		t.Stop()
 	}
 }
 
