@@ -236,6 +236,11 @@ func (b *box) running() bool {
 	return b.State != nil && (b.State.Running || b.State.Restarting || b.State.Paused)
 }
 
+// leaving: the engine is removing it, or has tried to.
+func (b *box) leaving() bool {
+	return b.State != nil && (b.State.Status == container.StateRemoving || b.State.Status == container.StateDead)
+}
+
 // started: it has been started at least once. An engine writes the zero time
 // for one that never was.
 func (b *box) started() bool {

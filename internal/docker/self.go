@@ -303,8 +303,13 @@ func (h *Host) handOver(ctx context.Context, c updater.Change, own *box) error {
 		// Not by h.start, which would blame the new image.
 		if err := h.client().ContainerStart(starting, b.ID, container.StartOptions{}); err != nil {
 			switch now, lookErr := h.inspect(ctx, b.ID); {
-			case lookErr == nil && now == nil:
-				// Somebody removed it in between. createHelper bounds how often.
+			case lookErr == nil && (now == nil || now.leaving()):
+				// Somebody removed it in between, or is about to. createHelper bounds how often.
+				if now != nil {
+					if err := h.remove(ctx, now); err != nil {
+						return err
+					}
+				}
 				return h.handOver(ctx, c, own)
 			case lookErr != nil || !now.running():
 				return errors.Join(fmt.Errorf("starting the helper %s: %w", name, err), h.remove(ctx, b))

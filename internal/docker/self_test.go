@@ -4,6 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
+	"io"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -497,6 +500,45 @@ func TestAHelperThatFails(t *testing.T) {
 	own, err := h.inspect(t.Context(), r.name("web"))
 	require.NoError(t, err)
 	require.True(t, own.State.Running)
+}
+
+// TestAHelperThatIsBeingRemoved when it is to be started is made anew.
+func TestAHelperThatIsBeingRemoved(t *testing.T) {
+	r := selfRig(t)
+	first := r.backend(t)
+	c := r.handed(t, first, "web")
+	var shown []byte // of the helper, in the middle of its removal
+	removed := false
+	h, err := New(Options{Name: "local", Endpoint: r.host, Owner: "me", wrap: func(next http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			answer := func(code int, body []byte) (*http.Response, error) {
+				return &http.Response{StatusCode: code, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(body)), Request: req}, nil
+			}
+			switch {
+			case !removed && req.Method == http.MethodPost && strings.HasSuffix(req.URL.Path, "/start"):
+				removed = true
+				b := r.inspect(t, "web"+suffixFinish)
+				b.State.Status = container.StateRemoving
+				raw, err := json.Marshal(b)
+				require.NoError(t, err)
+				shown = raw
+				r.remove(t, r.name("web")+suffixFinish)
+				return answer(http.StatusConflict, []byte(`{"message": "container is marked for removal and cannot be started"}`))
+			case shown != nil && req.Method == http.MethodGet && strings.HasSuffix(req.URL.Path, "/json"):
+				raw := shown
+				shown = nil
+				return answer(http.StatusOK, raw)
+			}
+			return next.RoundTrip(req)
+		})
+	}})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, h.Close()) })
+	h.self, h.oneself = first.self, first.oneself
+	require.ErrorIs(t, errOf(h.Apply(t.Context(), c)), updater.ErrHandedOver)
+	require.True(t, removed)
+	require.Equal(t, container.StateRunning, r.helper(t).State)
+	require.NoError(t, h.DismissHelper(t.Context(), c.ID))
 }
 
 // TestACrashWhileHandingOver dies at each call of the hand-over, and comes back.
