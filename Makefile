@@ -70,7 +70,9 @@ test-engines: build compose ## Run the tests that touch an engine on all of ENGI
 			cd e2e && go test -json -count=1 -p=1 -timeout=2h $(if $(RUN),-run "$(RUN)") .'; } \
 			| bin/matrix record bin/engines/$$engine.json || failed="$$failed $$engine"; \
 	done; \
-	$(if $(RUN),,bin/matrix write docs/engines.md $(patsubst %,bin/engines/%.json,20.10 29 podman proxy);) \
+	$(if $(RUN),,if ls $(patsubst %,bin/engines/%.json,20.10 29 podman proxy) >/dev/null; \
+		then bin/matrix write docs/engines.md $(patsubst %,bin/engines/%.json,20.10 29 podman proxy); \
+		else echo "docs/engines.md is written when all four engines have been run"; fi;) \
 	test -z "$$failed" || { echo "failed on:$$failed" >&2; exit 1; }
 
 # The race detector is C.
