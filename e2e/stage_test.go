@@ -161,6 +161,22 @@ func TestStageRegistryMisbehavesAsTold(t *testing.T) {
 	resp, err = head(t, reg)
 	require.NoError(t, err)
 	require.Equal(t, digest, resp.Header.Get("Docker-Content-Digest"))
+	there := make(chan struct{})
+	heal = reg.Fail("GET", "/manifests/", 1, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		close(there)
+		stage.Hang()(w, r, next)
+	})
+	hung := make(chan error, 1)
+	go func() {
+		resp, err := http.Get(reg.URL + "/v2/acme/web/manifests/v1")
+		if err == nil {
+			resp.Body.Close()
+		}
+		hung <- err
+	}()
+	<-there
+	heal()
+	require.ErrorIs(t, <-hung, io.EOF, "what hung is broken off")
 	reg.Fail("", "", 1, stage.DigestHeader(""))
 	resp, err = head(t, reg)
 	require.NoError(t, err)

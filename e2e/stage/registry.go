@@ -2,6 +2,7 @@ package stage
 
 import (
 	"cmp"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -90,6 +91,7 @@ type fault struct {
 	path   *regexp.Regexp
 	times  int
 	how    Fault
+	healed context.Context // done when heal has been called
 }
 
 // Fault is a way to misbehave: it answers a request in place of next.
@@ -235,9 +237,12 @@ func (r *Registry) Expire() {
 
 // Fail answers requests of the method ("" for all) whose path matches the
 // pattern by how, so many times (0: until heal is called). Of several that
-// match, the newest counts.
+// match, the newest counts. What is under way when it is healed is broken off: an
+// engine that is asked again may go on with a pull that was broken off, and would wait
+// for ever with it.
 func (r *Registry) Fail(method, pattern string, times int, how Fault) (heal func()) {
-	f := &fault{method: method, path: regexp.MustCompile(pattern), times: times, how: how}
+	healed, end := context.WithCancel(context.Background())
+	f := &fault{method: method, path: regexp.MustCompile(pattern), times: times, how: how, healed: healed}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.faults = append(r.faults, f)
@@ -245,6 +250,7 @@ func (r *Registry) Fail(method, pattern string, times int, how Fault) (heal func
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		f.times = -1
+		end()
 	}
 }
 
@@ -261,13 +267,13 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request) {
 	}
 	next := http.HandlerFunc(r.authorized)
 	r.mu.Lock()
-	var how Fault
+	var failing *fault
 	for i := len(r.faults) - 1; i >= 0; i-- {
 		f := r.faults[i]
 		if f.times < 0 || (f.method != "" && f.method != req.Method) || !f.path.MatchString(req.URL.Path) {
 			continue
 		}
-		how = f.how
+		failing = f
 		if f.times > 0 {
 			if f.times--; f.times == 0 {
 				f.times = -1
@@ -276,11 +282,22 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request) {
 		break
 	}
 	r.mu.Unlock()
-	if how != nil {
-		how(rec, req, next)
+	if failing != nil {
+		failing.answer(rec, req, next)
 		return
 	}
 	next(rec, req)
+}
+
+// answer answers in place of next until the fault is healed.
+func (f *fault) answer(w http.ResponseWriter, req *http.Request, next http.Handler) {
+	ctx, end := context.WithCancel(req.Context())
+	defer end()
+	defer context.AfterFunc(f.healed, end)()
+	f.how(w, req.WithContext(ctx), next)
+	if f.healed.Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
 }
 
 func (r *Registry) authorized(w http.ResponseWriter, req *http.Request) {
