@@ -102,12 +102,18 @@ func web(t *testing.T) (*server, *Cluster) {
 	return s, s.cluster(t)
 }
 
-func TestASteadyPassMakesNoRequests(t *testing.T) {
-	s, c := web(t)
+// follow has the watches run until the test ends.
+func follow(t *testing.T, c *Cluster) {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- c.Run(ctx) }()
-	defer func() { stop(); require.NoError(t, <-ended) }()
+	t.Cleanup(func() { stop(); require.NoError(t, <-ended) })
+}
+
+func TestASteadyPassMakesNoRequests(t *testing.T) {
+	s, c := web(t)
+	follow(t, c)
 	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
 
 	s.mu.Lock()
@@ -136,10 +142,7 @@ func TestASteadyPassMakesNoRequests(t *testing.T) {
 func TestTheFirstLookReadsWhatTheWatchesRead(t *testing.T) {
 	s, c := web(t)
 	s.denied["list cronjobs"] = true // nobody waits for a watch that is refused
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- c.Run(ctx) }()
-	defer func() { stop(); require.NoError(t, <-ended) }()
+	follow(t, c)
 	require.Eventually(t, func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -161,10 +164,7 @@ func TestTheFirstLookReadsWhatTheWatchesRead(t *testing.T) {
 
 func TestAWatchedRolloutIsJudgedWithoutRequests(t *testing.T) {
 	s, c := web(t)
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- c.Run(ctx) }()
-	defer func() { stop(); require.NoError(t, <-ended) }()
+	follow(t, c)
 	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
 	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
 	require.Eventually(t, func() bool {
@@ -196,10 +196,7 @@ func TestAnotherProcessAsksForThePodsOfTheChange(t *testing.T) {
 
 func TestAWatchThatHearsNothingIsNoVerdict(t *testing.T) {
 	s, c := web(t)
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- c.Run(ctx) }()
-	defer func() { stop(); require.NoError(t, <-ended) }()
+	follow(t, c)
 	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
 	ch := apply(t, c, wish(t, "deployment/web/app "+app1+" "+app2))
 	s.mu.Lock()
@@ -747,10 +744,7 @@ func TestAKindThatMayNotBeListedAnyMoreIsNotGone(t *testing.T) {
 
 func TestAKindThatMayNotBeWatchedAnyMoreIsNotGone(t *testing.T) {
 	s, c := web(t)
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- c.Run(ctx) }()
-	defer func() { stop(); require.NoError(t, <-ended) }()
+	follow(t, c)
 	require.Eventually(t, c.Synced, 10*time.Second, 10*time.Millisecond)
 	skipped := func() (all []bool) {
 		workloads, err := c.Workloads(t.Context())
