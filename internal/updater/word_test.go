@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -259,6 +260,39 @@ func TestDaemonHeedsAWordThatAnotherProcessWrote(t *testing.T) {
 		w.holds(oldDigest, "rolled back")
 		time.Sleep(time.Hour)
 		require.Less(t, w.registry.Asked(), asked+20, "each is heard once")
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+// traced counts how often the backend is asked what changes left.
+type traced struct {
+	*backendtest.Process
+	n *atomic.Int32
+}
+
+func (b traced) Traces(ctx context.Context, known map[string]bool) ([]updater.Change, error) {
+	b.n.Add(1)
+	return b.Process.Traces(ctx, known)
+}
+
+// TestListeningForWordsAsksNoBackend: that is a pass's to do.
+func TestListeningForWordsAsksNoBackend(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		var asked atomic.Int32
+		rules := w.rules()
+		rules.Schedule = cron.Every(24 * time.Hour)
+		u := updater.New([]updater.Place{{
+			Backend: traced{&backendtest.Process{Host: w.host, ID: "local"}, &asked}, State: &backendtest.State{Disk: w.disk},
+		}}, rules, discard())
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- u.Run(ctx) }()
+		time.Sleep(time.Minute)
+		began := asked.Load()
+		require.NotZero(t, began, "at its start")
+		time.Sleep(time.Hour)
+		require.Equal(t, began, asked.Load())
 		cancel()
 		require.NoError(t, <-ended)
 	})
