@@ -90,7 +90,7 @@ func (p *project) upChangesNothing() {
 	}
 	before := look()
 	p.Up()
-	if engine.Kind(os.Getenv(engine.KindEnv)) == engine.Podman {
+	if onPodman() {
 		return // There Compose makes every container anew at each "up", untouched ones too.
 	}
 	for name, s := range before {

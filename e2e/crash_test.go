@@ -217,6 +217,9 @@ func TestEngineKilledAtEveryCall(t *testing.T) {
 						if policy == "no" && (what == "update" || what == "stop") {
 							continue
 						}
+						if what == "update" && onPodman() {
+							continue // noChange: the call is never made
+						}
 						u := &update{story: s, name: fmt.Sprintf("%s, after %s", s, what), there: make(chan struct{})}
 						// Each has a mark of its own, so that it sees its own container only.
 						view := *d

@@ -136,6 +136,7 @@ func TestSomebodyInterferes(t *testing.T) {
 		require.Equal(t, container.RestartPolicyMode("always"), c.HostConfig.RestartPolicy.Name)
 	})
 	t.Run("changes the old container before the swap", func(t *testing.T) {
+		stage.NotOn(t, engine.Podman, noChange)
 		t.Parallel()
 		r := newRig(t, start{policy: "always"})
 		r.push("latest", stage.Image{Version: "v2"})
@@ -179,7 +180,11 @@ func TestSomebodyInterferes(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, start{policy: "always"})
 		r.push("latest", stage.Image{Version: "v2"})
-		tr := aside(at{match: nth("update", 1)}, func() { r.d.Remove(r.name + ".updaterd-new") })
+		first := "update"
+		if onPodman() {
+			first = "stop"
+		}
+		tr := aside(at{match: nth(first, 1)}, func() { r.d.Remove(r.name + ".updaterd-new") })
 		r.through(tr.Hooks)
 		require.NotEqual(t, "committed", r.once(1).Outcome)
 		r.asItWas()

@@ -15,7 +15,7 @@ func TestMain(m *testing.M) {
 	// Podman is a program that is started for everything, so that more at once are
 	// only slower there.
 	atOnce := "10"
-	if engine.Kind(os.Getenv(engine.KindEnv)) == engine.Podman {
+	if onPodman() {
 		atOnce = "4"
 	}
 	if err := flag.Set("test.parallel", atOnce); err != nil {
@@ -23,3 +23,6 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(stage.Main(m))
 }
+
+// onPodman says that the engine is one; see docs/engines.md for what differs there.
+func onPodman() bool { return engine.Kind(os.Getenv(engine.KindEnv)) == engine.Podman }

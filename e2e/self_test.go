@@ -619,7 +619,7 @@ func TestTheHelperIsRemoved(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			if row.what == "update" {
-				stage.NotOn(t, engine.Podman, "Podman 4 cannot change a container that exists (docker update)")
+				stage.NotOn(t, engine.Podman, noChange)
 			}
 			t.Parallel()
 			var o *own

@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
@@ -31,6 +30,9 @@ func beside(t *testing.T, s start) (r *rig, net string) {
 
 // noExec is why updaterd runs no command in a container.
 const noExec = "HAProxy up to 2.8 takes apart the request that starts a command in a container"
+
+// noChange is why a container's restart policy stays what it is.
+const noChange = "Podman 4 cannot change a container that exists (docker update)"
 
 // noNames is why customers cannot find a container by its name or alias.
 const noNames = "Podman's networks resolve no names without packages that are not tested here"
@@ -249,7 +251,7 @@ func TestStoppedContainers(t *testing.T) {
 // replaced with no way back but a copy. Its anonymous volume keeps its data.
 func TestRemovedWhenItStops(t *testing.T) {
 	image := stage.Image{Volumes: []string{"/data"}, Env: []string{"APP_FILES=/data"}}
-	podman := engine.Kind(os.Getenv(engine.KindEnv)) == engine.Podman
+	podman := onPodman()
 	begin := func(t *testing.T) (*rig, string) {
 		port := stage.FreePort(t)
 		r := newRig(t, start{image: image, change: func(c *stage.Spec) {

@@ -83,8 +83,10 @@ func About(ctx context.Context, host string) (string, error) {
 func Get(ctx context.Context, k Kind, sources string, out io.Writer) (bin string, err error) {
 	switch k {
 	case AtHand:
-		_, err := program.Get(ctx, "dockerd", "docker.io", out)
-		return "", err
+		if _, err := program.Get(ctx, "dockerd", "docker.io", out); err != nil {
+			return "", fmt.Errorf("%w; or start Docker, or set DOCKER_HOST", err)
+		}
+		return "", nil
 	case Docker20:
 		return "", want(ctx, "20.10.", out)
 	case Proxied:

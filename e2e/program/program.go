@@ -41,7 +41,7 @@ func Get(ctx context.Context, name, pkg string, out io.Writer) (string, error) {
 	}
 	_, err := exec.LookPath("apt-get")
 	if err != nil || os.Geteuid() != 0 {
-		return "", fmt.Errorf("%s is missing and cannot be installed (that needs root and apt-get): install it, or start Docker, or set DOCKER_HOST", name)
+		return "", fmt.Errorf("%s is missing and cannot be installed (that needs root and apt-get): install it; Debian's package is %s", name, pkg)
 	}
 	fmt.Fprintln(out, "installing the package", pkg)
 	// The documented way to keep a package's services from starting.
