@@ -21,32 +21,31 @@ type sayCommand struct {
 	verb        updater.Verb
 	use, short  string
 	long        string
-	done, as    string // "Held: local/web", "Held already: local/web"
-	lapses      bool   // --for
-	about       bool   // --digest
-	everything  bool   // it takes no workload
-	all, atOnce bool   // without a workload it is about all; its end is waited for
+	lapses      bool // --for
+	about       bool // --digest
+	everything  bool // it takes no workload
+	all, atOnce bool // without a workload it is about all; its end is waited for
 }
 
 func sayCommands() []sayCommand {
 	return []sayCommand{
-		{verb: updater.SayHold, use: "hold WORKLOAD...", short: "Leave workloads as they are", lapses: true, done: "Held", as: "Held already",
+		{verb: updater.SayHold, use: "hold WORKLOAD...", short: "Leave workloads as they are", lapses: true,
 			long: "Leave workloads as they are until `updaterd release`. A change under way is finished."},
-		{verb: updater.SayRelease, use: "release WORKLOAD...", short: "End the hold of workloads", done: "Released", as: "Not held",
+		{verb: updater.SayRelease, use: "release WORKLOAD...", short: "End the hold of workloads",
 			long: "End what `updaterd hold` began. The setting `mode: hold` is not touched by it."},
-		{verb: updater.SayApprove, use: "approve WORKLOAD...", short: "Approve the image that waits for it", lapses: true, about: true, done: "Approved", as: "Approved already",
-			long: "Approve the candidate of workloads whose mode is approve. It is for that digest alone."},
-		{verb: updater.SayReject, use: "reject WORKLOAD...", short: "Keep an image away from workloads", lapses: true, about: true, done: "Rejected", as: "Rejected already",
+		{verb: updater.SayApprove, use: "approve WORKLOAD...", short: "Approve the image that waits for it", lapses: true, about: true,
+			long: "Approve the candidate of workloads whose mode is approve. It is for that digest alone.\nWhat was found bad by itself stays rejected until `updaterd forget`; the answer says so."},
+		{verb: updater.SayReject, use: "reject WORKLOAD...", short: "Keep an image away from workloads", lapses: true, about: true,
 			long: "Keep the candidate away from workloads, until `updaterd forget` or `updaterd approve`.\nThe next image gets its chance."},
 		{verb: updater.SayForget, use: "forget WORKLOAD...", short: "Lift the rejections of workloads, so that their images are tried again",
 			long: "Lift the rejections of workloads, so that their images are tried again in the next\npass, and end the pause after an attempt that was nobody's fault."},
-		{verb: updater.SayPause, use: "pause", short: "Begin no change of anything", lapses: true, everything: true, done: "Paused", as: "Paused already",
+		{verb: updater.SayPause, use: "pause", short: "Begin no change of anything", lapses: true, everything: true,
 			long: "Begin no new change of anything, until `updaterd resume`. A change under way is\nfinished, and one that went wrong is put back."},
-		{verb: updater.SayResume, use: "resume", short: "End the pause of everything", everything: true, done: "Resumed", as: "Not paused",
+		{verb: updater.SayResume, use: "resume", short: "End the pause of everything", everything: true,
 			long: "End what `updaterd pause` began."},
-		{verb: updater.SayUpdate, use: "update [WORKLOAD...]", short: "Update now, whatever is waited for", all: true, atOnce: true, done: "To be updated", as: "To be updated already",
+		{verb: updater.SayUpdate, use: "update [WORKLOAD...]", short: "Update now, whatever is waited for", all: true, atOnce: true,
 			long: "Update workloads to their candidates now, and wait for the end: no window, no age, no\napproval and no pause after a failed attempt is waited for, and mode monitor does not\nstop it. What is held, paused or rejected stays so. Without a name: all that have an\nupdate."},
-		{verb: updater.SayRollback, use: "rollback WORKLOAD...", short: "Go back to the image before, now", about: true, atOnce: true, done: "To be rolled back", as: "Rolled back already",
+		{verb: updater.SayRollback, use: "rollback WORKLOAD...", short: "Go back to the image before, now", about: true, atOnce: true,
 			long: "Go back to the image that ran before the last update, as far as the setting keep\nkeeps it, and wait for the end. It is a change like any other: it is judged, and put\nback if the old image is bad by now. The image moved off is then rejected there\n(rolled-back), until `updaterd forget`."},
 	}
 }
@@ -201,40 +200,14 @@ func (p program) printTold(o output, def sayCommand, told []updater.Told, state 
 	if o == asJSON {
 		return printJSON(p.stdout, told)
 	}
-	say := func(format string, args ...any) error {
-		_, err := fmt.Fprintf(p.stdout, format+"\n", args...)
-		return err
-	}
-	if len(told) == 0 {
-		return say("There is nothing to %s.", def.verb)
-	}
-	for _, t := range told {
-		what := t.Workload
-		if what == "" {
-			what = "everything on " + t.Backend
-		}
-		if t.Image != nil {
-			what += " (" + t.Image.Image + " " + short(t.Image.Digest) + ")"
-		}
-		var err error
-		switch {
-		case def.verb != updater.SayForget && t.Changed:
-			err = say("%s: %s", def.done, printable(what))
-		case def.verb != updater.SayForget:
-			err = say("%s: %s", def.as, printable(what))
-		case !t.Changed:
-			err = say("There is nothing to forget of %s (state: %s).", printable(what), state)
-		default:
-			if r := t.Retry; r != nil {
-				err = say("Tried again in the next pass: %s (%s)", short(r.Digest), printable(r.Why))
-			}
-			for _, r := range t.Rejected {
-				err = errors.Join(err, say("Forgotten: %s (%s: %s)", describe(r.Image), r.Reason, printable(r.Why)))
-			}
-		}
-		if err != nil {
+	for _, line := range server.Answer(def.verb, told) {
+		if _, err := fmt.Fprintln(p.stdout, printable(line)); err != nil {
 			return err
 		}
+	}
+	if def.verb == updater.SayForget && !slices.ContainsFunc(told, func(t updater.Told) bool { return t.Changed }) {
+		_, err := fmt.Fprintf(p.stdout, "What is remembered is in %s.\n", state)
+		return err
 	}
 	return nil
 }

@@ -1087,7 +1087,7 @@ func (p *pass) row(it *item) Row {
 	}
 	digest := w.Runs.Digest()
 	if c := d.Candidate; c != nil {
-		r.Candidate = &RowCandidate{Image: c.Ref, Digest: c.Digest}
+		r.Candidate, r.manifest = &RowCandidate{Image: c.Ref, Digest: c.Digest}, c.Manifest
 		if slices.Contains(w.Runs.Digests, c.Digest) {
 			digest = c.Digest // one image may have several; show the one that matches
 		}

@@ -106,7 +106,8 @@ type Row struct {
 	// Outcome is empty in a check.
 	Outcome Outcome `json:"outcome,omitempty"`
 
-	trouble bool // a change of it cannot end, or its image was found bad just now
+	trouble  bool   // a change of it cannot end, or its image was found bad just now
+	manifest string // of the candidate, for this platform; "" when unknown
 }
 
 // RowCandidate is the image that the policy names.

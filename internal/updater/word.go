@@ -66,6 +66,9 @@ type Told struct {
 	At time.Time `json:"at"`
 	// Image is what it is about.
 	Image *RowCandidate `json:"image,omitempty"`
+	// Note is what is in the way of it all the same, or what it is not needed for, in
+	// a sentence; "" when nothing is to be said.
+	Note string `json:"note,omitempty"`
 	// Rejected and Retry are what forget lifted.
 	Rejected []Rejection `json:"rejected,omitempty"`
 	Retry    *Retry      `json:"retry,omitempty"`
@@ -145,6 +148,7 @@ type saying struct {
 	workload string // "": everything
 	image    Image  // what it is about
 	done     bool   // it is so already
+	settings Settings
 }
 
 // meant finds the workloads that are meant, and for each the image that it is
@@ -175,7 +179,7 @@ func (u *Updater) meant(ctx context.Context, s Saying) ([]saying, error) {
 			return nil, err
 		}
 		backend := place.Backend.Name()
-		ids := map[string]Workload{}
+		ids, settings := map[string]Workload{}, map[string]Settings{}
 		for id := range memory {
 			// What an engine does not show now may be held and forgotten as well.
 			if id != Everything && s.Verb.ofMemory() {
@@ -189,7 +193,7 @@ func (u *Updater) meant(ctx context.Context, s Saying) ([]saying, error) {
 		for _, w := range workloads {
 			set, err := rules.Settings(w)
 			if s.Verb == SayHold || s.Verb == SayRelease || err != nil || set.Enabled {
-				ids[w.ID] = w
+				ids[w.ID], settings[w.ID] = w, set
 			}
 		}
 		for _, id := range slices.Sorted(maps.Keys(ids)) {
@@ -202,7 +206,7 @@ func (u *Updater) meant(ctx context.Context, s Saying) ([]saying, error) {
 			if !mine || s.Verb == SayCheck {
 				continue
 			}
-			one := saying{place: place, workload: id}
+			one := saying{place: place, workload: id, settings: settings[id]}
 			if one.image, err = u.about(ctx, s, ids[id], memory[id]); err != nil {
 				wrong = append(wrong, err)
 			}
@@ -244,7 +248,11 @@ func (u *Updater) about(ctx context.Context, s Saying, w Workload, m Record) (Im
 		}
 		for _, r := range rows {
 			if r.Workload == w.ID && r.Candidate != nil && r.Reason != UpToDate {
-				return Image{Ref: r.Candidate.Image, Digest: r.Candidate.Digest}, nil
+				about := Image{Ref: r.Candidate.Image, Digest: r.Candidate.Digest}
+				if s.Verb == SayApprove {
+					about.Manifest = r.manifest // a rejection may go by it, but not a person's
+				}
+				return about, nil
 			}
 			if r.Workload == w.ID {
 				return Image{}, fmt.Errorf("%w: %s of %s: there is no new image (%s: %s)", ErrNot, s.Verb, w.ID, r.Reason, r.Detail)
@@ -296,6 +304,8 @@ func (u *Updater) remember(ctx context.Context, s Saying, one saying) (Told, err
 	was := memory[id]
 	now := was.clone()
 	event := s.edit(&now, one.image)
+	now.paused = memory[Everything].Hold
+	t.Note = s.note(one, now)
 	if event == "" {
 		return t, nil
 	}
@@ -324,6 +334,27 @@ func (u *Updater) remember(ctx context.Context, s Saying, one saying) (Told, err
 		rules.Notifier.Notify(ctx, e)
 	}
 	return t, nil
+}
+
+// note is what a saying does not do by itself, or is not needed for, given what is
+// remembered once it is said; "" when there is nothing to add. It is pure.
+func (s Saying) note(one saying, m Record) string {
+	if s.Verb != SayApprove {
+		return ""
+	}
+	if r := m.rejection(one.image, s.At); r != nil {
+		return fmt.Sprintf("it is still %s since %s%s%s: %s; to let it be tried again: updaterd forget %s", r.Reason, stamp(r.At), by(r.Who), until(r.Until), r.Why, one.workload)
+	}
+	if h := hold(one.settings, m, s.At); h != nil {
+		return "it is not put there yet: " + h.Detail
+	}
+	switch one.settings.Mode {
+	case ModeUpdate:
+		return "its mode is update, which waits for no approval"
+	case ModeMonitor:
+		return "its mode is monitor, so it is not put there; to have it now: updaterd update " + one.workload
+	}
+	return ""
 }
 
 // arriveWithin is how long what was written is waited for in the journal that passes

@@ -128,6 +128,55 @@ func TestApprovalIsOfOneDigest(t *testing.T) {
 	})
 }
 
+// TestAnApprovalSaysWhatItDoesNotDo: whoever gives it would else wait for nothing.
+func TestAnApprovalSaysWhatItDoesNotDo(t *testing.T) {
+	for name, c := range map[string]struct {
+		is     backendtest.Behaviour
+		before func(*world)
+		mode   updater.Mode
+		digest string
+		want   string
+	}{
+		"nothing, where it is what was waited for": {is: backendtest.Good, mode: updater.ModeApprove},
+		"its mode asks for none":                   {is: backendtest.Good, mode: updater.ModeUpdate, want: "its mode is update, which waits for no approval"},
+		"its mode is not to touch it":              {is: backendtest.Good, mode: updater.ModeMonitor, want: "its mode is monitor, so it is not put there; to have it now: updaterd update local/web"},
+		"its mode is to leave it":                  {is: backendtest.Good, mode: updater.ModeHold, want: "it is not put there yet: its mode is hold"},
+		"it is held":                               {is: backendtest.Good, mode: updater.ModeApprove, before: func(w *world) { w.said(true, updater.SayHold) }, want: "it is not put there yet: held since"},
+		"everything is paused":                     {is: backendtest.Good, mode: updater.ModeApprove, before: func(w *world) { w.said(true, updater.SayPause) }, want: "it is not put there yet: everything is paused since"},
+		"a person's rejection is lifted by it":     {is: backendtest.Good, mode: updater.ModeApprove, before: func(w *world) { w.said(true, updater.SayReject) }},
+		"what was found bad stays so": {is: backendtest.Exits, mode: updater.ModeApprove, before: func(w *world) {
+			w.said(true, updater.SayApprove)
+			require.Equal(w.t, updater.OutcomeRestored, w.web().Outcome)
+		}, want: "to let it be tried again: updaterd forget local/web"},
+		"what was found bad, named by its digest": {is: backendtest.Exits, mode: updater.ModeUpdate, digest: newDigest, before: func(w *world) {
+			require.Equal(w.t, updater.OutcomeRestored, w.web().Outcome)
+		}, want: "it is still rejected since"},
+		"what was rolled back stays so": {is: backendtest.Good, mode: updater.ModeUpdate, before: func(w *world) {
+			require.Equal(w.t, updater.OutcomeCommitted, w.web().Outcome)
+			w.said(true, updater.SayRollback)
+			require.Equal(w.t, updater.OutcomeCommitted, w.web().Outcome)
+		}, want: "it is still rolled-back since"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, c.is, func(t *testing.T, w *world) {
+				w.settings.Keep, w.settings.Mode = 1, c.mode
+				if c.before != nil {
+					c.before(w)
+				}
+				for range 2 { // also where it was approved already
+					told, err := w.say(updater.SayApprove, func(s *updater.Saying) { s.Digest = c.digest })
+					require.NoError(t, err)
+					if c.want == "" {
+						require.Empty(t, told[0].Note)
+					} else {
+						require.Contains(t, told[0].Note, c.want)
+					}
+				}
+			})
+		})
+	}
+}
+
 func TestUpdateNow(t *testing.T) {
 	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
 		w.settings.MinAge = 100 * time.Hour
