@@ -24,7 +24,7 @@ func TestComposeFilesThatWeOffer(t *testing.T) {
 	}
 	d := stage.OpenDocker(t)
 	c := d.NewCompose(stage.NewRegistry(t, stage.RegistryOptions{}), read("../configs/compose.yaml"))
-	c.Env = append(c.Env, "DOCKER_GID=123")
+	c.Env = append(c.Env, "DOCKER_GID=123", "UPDATERD_IMAGE=registry.example.com/updaterd:1")
 	plain := c.Run("config")
 	require.Contains(t, plain, "- \"123\"")
 	require.Contains(t, plain, "source: /var/run/docker.sock")
