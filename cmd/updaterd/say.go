@@ -34,7 +34,7 @@ func sayCommands() []sayCommand {
 		{verb: updater.SayRelease, use: "release WORKLOAD...", short: "End the hold of workloads",
 			long: "End what `updaterd hold` began. The setting `mode: hold` is not touched by it."},
 		{verb: updater.SayApprove, use: "approve WORKLOAD...", short: "Approve the image that waits for it", lapses: true, about: true,
-			long: "Approve the candidate of workloads whose mode is approve. It is for that digest alone.\nWhat was found bad by itself stays rejected until `updaterd forget`; the answer says so."},
+			long: "Approve the candidate of workloads whose mode is approve. It is for that digest alone.\nWhat was found bad by itself stays rejected until `updaterd forget`; the answer says so.\nTo withdraw an approval, reject the image and then forget that."},
 		{verb: updater.SayReject, use: "reject WORKLOAD...", short: "Keep an image away from workloads", lapses: true, about: true,
 			long: "Keep the candidate away from workloads, until `updaterd forget` or `updaterd approve`.\nThe next image gets its chance."},
 		{verb: updater.SayForget, use: "forget WORKLOAD...", short: "Lift the rejections of workloads, so that their images are tried again",

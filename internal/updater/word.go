@@ -305,7 +305,7 @@ func (u *Updater) remember(ctx context.Context, s Saying, one saying) (Told, err
 	now := was.clone()
 	event := s.edit(&now, one.image)
 	now.paused = memory[Everything].Hold
-	t.Note = s.note(one, now)
+	t.Note = s.note(one, now, event != "")
 	if event == "" {
 		return t, nil
 	}
@@ -338,8 +338,20 @@ func (u *Updater) remember(ctx context.Context, s Saying, one saying) (Told, err
 
 // note is what a saying does not do by itself, or is not needed for, given what is
 // remembered once it is said; "" when there is nothing to add. It is pure.
-func (s Saying) note(one saying, m Record) string {
-	if s.Verb != SayApprove {
+func (s Saying) note(one saying, m Record, changed bool) string {
+	switch s.Verb {
+	case SayApprove:
+	case SayForget:
+		// What is approved is not forgotten along: a digest that gets another chance is
+		// to be tried, and not to wait for a person again.
+		for _, digest := range slices.Sorted(maps.Keys(m.Approved)) {
+			if a := m.Approved[digest]; a.holds(s.At) && !changed {
+				return fmt.Sprintf("the approval of %s%s stands; to withdraw it: updaterd reject %s --digest %s, then updaterd forget %s",
+					digest, by(a.Who), one.workload, digest, one.workload)
+			}
+		}
+		return ""
+	default:
 		return ""
 	}
 	if r := m.rejection(one.image, s.At); r != nil {

@@ -177,6 +177,34 @@ func TestAnApprovalSaysWhatItDoesNotDo(t *testing.T) {
 	}
 }
 
+// TestAnApprovalIsWithdrawn by a rejection that is forgotten. To forget alone does not
+// withdraw it: what gets another chance is to be tried.
+func TestAnApprovalIsWithdrawn(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		w.settings.Mode = updater.ModeApprove
+		require.Empty(t, w.said(false, updater.SayForget).Note)
+		w.said(true, updater.SayApprove)
+		require.Equal(t, "the approval of "+newDigest+" by ann stands; to withdraw it: updaterd reject local/web --digest "+newDigest+", then updaterd forget local/web",
+			w.said(false, updater.SayForget).Note)
+		require.Equal(t, updater.Update, w.reason())
+		w.said(true, updater.SayReject, func(s *updater.Saying) { s.Digest = newDigest })
+		require.Equal(t, updater.Rejected, w.reason())
+		require.Empty(t, w.said(true, updater.SayForget).Note)
+		require.Equal(t, updater.NeedsApproval, w.web().Reason)
+
+		w.said(true, updater.SayApprove, lasts(time.Hour))
+		time.Sleep(time.Hour)
+		require.Empty(t, w.said(false, updater.SayForget).Note, "it has lapsed")
+	})
+	inWorld(t, backendtest.Exits, func(t *testing.T, w *world) {
+		w.settings.Mode = updater.ModeApprove
+		w.said(true, updater.SayApprove)
+		require.Equal(t, updater.OutcomeRestored, w.web().Outcome)
+		require.Empty(t, w.said(true, updater.SayForget).Note)
+		require.Equal(t, updater.Update, w.reason(), "it was approved")
+	})
+}
+
 func TestUpdateNow(t *testing.T) {
 	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
 		w.settings.MinAge = 100 * time.Hour
