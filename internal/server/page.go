@@ -120,7 +120,7 @@ func rowFor(w Workload, now time.Time) pageRow {
 		r.Besides = h
 	}
 	if w.Until != nil {
-		r.When = w.Until.Local().Format("2006-01-02 15:04:05 MST")
+		r.When = moment(*w.Until)
 	}
 	switch w.Reason {
 	case updater.UpToDate:

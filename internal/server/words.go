@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/updaterd/updaterd/internal/updater"
 )
@@ -22,7 +23,7 @@ func Answer(verb updater.Verb, told []updater.Told) []string {
 		}
 		switch {
 		case verb != updater.SayForget:
-			lines = append(lines, done(verb, t.Changed)+": "+what)
+			lines = append(lines, done(verb, t.Changed)+": "+what+lasting(verb, t))
 		case !t.Changed:
 			lines = append(lines, "There is nothing to forget of "+what+".")
 		}
@@ -38,6 +39,26 @@ func Answer(verb updater.Verb, told []updater.Told) []string {
 	}
 	return lines
 }
+
+// lasting is until when what was said holds, and what ends it.
+func lasting(verb updater.Verb, t updater.Told) string {
+	switch {
+	case t.Until != nil:
+		return ", until " + moment(*t.Until)
+	case verb == updater.SayHold:
+		return ", until updaterd release " + t.Workload
+	case verb == updater.SayPause:
+		return ", until updaterd resume"
+	case verb == updater.SayApprove:
+		return ", until it is in place"
+	case verb == updater.SayReject:
+		return ", until updaterd forget " + t.Workload
+	}
+	return ""
+}
+
+// moment is a time as people read it here.
+func moment(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
 
 // done is what a verb did, or what was so already.
 func done(verb updater.Verb, changed bool) string {

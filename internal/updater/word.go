@@ -64,6 +64,8 @@ type Told struct {
 	Changed bool `json:"changed"`
 	// At is when it was written: a decision as of then goes by it.
 	At time.Time `json:"at"`
+	// Until is when it lapses, where it does.
+	Until *time.Time `json:"until,omitempty"`
 	// Image is what it is about.
 	Image *RowCandidate `json:"image,omitempty"`
 	// Note is what is in the way of it all the same, or what it is not needed for, in
@@ -290,6 +292,9 @@ func (m Record) before(w Workload, digest string, now time.Time) (Image, error) 
 func (u *Updater) remember(ctx context.Context, s Saying, one saying) (Told, error) {
 	j, backend := one.place.State.Journal(), one.place.Backend.Name()
 	t := Told{Backend: backend, Workload: one.workload}
+	if !s.Until.IsZero() {
+		t.Until = &s.Until
+	}
 	if one.image.Digest != "" {
 		t.Image = &RowCandidate{Image: one.image.Ref, Digest: one.image.Digest}
 	}

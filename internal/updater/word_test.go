@@ -63,13 +63,16 @@ func TestHoldAndRelease(t *testing.T) {
 		w.said(true, updater.SayRelease)
 		w.said(false, updater.SayRelease)
 
+		until := time.Now().Add(time.Hour)
+		require.Equal(t, until, *w.said(true, updater.SayHold, lasts(time.Hour)).Until)
+		require.Nil(t, w.said(true, updater.SayHold).Until, "the last word counts")
 		w.said(true, updater.SayHold, lasts(time.Hour))
 		r := w.web()
 		require.Equal(t, updater.Held, r.Reason)
 		require.WithinDuration(t, time.Now().Add(time.Hour), *r.Until, 0)
 		time.Sleep(time.Hour)
 		require.Equal(t, updater.OutcomeCommitted, w.web().Outcome)
-		w.told(updater.EventHeld, updater.EventReleased, updater.EventHeld, updater.EventUpdated)
+		w.told(updater.EventHeld, updater.EventReleased, updater.EventHeld, updater.EventHeld, updater.EventHeld, updater.EventUpdated)
 
 		all, err := (&backendtest.State{Disk: w.disk}).History(t.Context(), 0)
 		require.NoError(t, err)
