@@ -280,6 +280,7 @@ func (p program) printStatus(s server.Status) error {
 	case !s.Healthy():
 		word = "in trouble"
 	}
+	word = strings.Join(append([]string{word}, s.Pauses()...), ", ")
 	if _, err := fmt.Fprintf(p.stdout, "updaterd %s: %s\n\n", s.Version, printable(word)); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,6 +25,8 @@ type played struct {
 	socket string
 	board  *server.Board
 	leads  string
+	// sights are what is to be seen; nil: that it has looked once.
+	sights []updater.Sight
 	// say is what a word does.
 	say func(updater.Saying) []updater.Told
 }
@@ -52,6 +55,9 @@ func (d *played) Say(_ context.Context, s updater.Saying) ([]updater.Told, error
 }
 func (d *played) History(context.Context) ([]updater.Entry, error) { return nil, nil }
 func (d *played) Glance() updater.Glance {
+	if d.sights != nil {
+		return updater.Glance{Ready: true, Places: d.sights}
+	}
 	return updater.Glance{Ready: true, Places: []updater.Sight{{Backend: d.leads, Looked: true}}}
 }
 
@@ -162,4 +168,23 @@ func TestADaemonThatEndsBetweenTwoQuestions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStatusShowsAPause: one that was forgotten would else look like a daemon that is
+// well and has nothing to do.
+func TestStatusShowsAPause(t *testing.T) {
+	word := updater.Word{Who: "ann", Why: "forgot me", At: time.Now()}
+	d := play(t)
+	d.sights = []updater.Sight{{Backend: "local", Looked: true, Paused: &word}}
+	code, stdout, stderr := d.run("status")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, "updaterd : well, "+server.PausedSince(word)+"\n")
+	require.Contains(t, stdout, "by ann until updaterd resume: forgot me\n")
+
+	d.sights = append(d.sights, updater.Sight{Backend: "far", Looked: true, Paused: &word})
+	_, stdout, _ = d.run("status")
+	require.Equal(t, 1, strings.Count(stdout, "paused since"), "one word, one line")
+	d.sights[1].Paused = nil
+	_, stdout, _ = d.run("status")
+	require.Contains(t, stdout, "well, local paused since")
 }

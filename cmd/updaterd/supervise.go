@@ -11,6 +11,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"github.com/updaterd/updaterd/internal/server"
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
@@ -158,6 +159,9 @@ func statusLine(g updater.Glance, refused error, stopping bool) string {
 		}
 		watched += p.Watched
 		updates += p.Updates
+		if p.Paused != nil {
+			said = append(said, p.Backend+" is "+printable(server.PausedSince(*p.Paused)))
+		}
 		passed = passed || !p.LastPass.IsZero()
 		changing = append(changing, p.Changing...)
 		if !p.NextPass.IsZero() && (next.IsZero() || p.NextPass.Before(next)) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/updaterd/updaterd/internal/server"
 	"github.com/updaterd/updaterd/internal/updater"
 )
 
@@ -27,6 +28,9 @@ func TestStatusLine(t *testing.T) {
 		stopping bool
 	}{
 		"starting": {},
+		"local is " + server.PausedSince(updater.Word{Who: "ann", At: at}) + "; 12 workloads watched, 0 with an update; next pass at 2026-03-01 05:00:00 UTC": {
+			glance: seen(func(s *updater.Sight) { s.Paused = &updater.Word{Who: "ann", At: at} }),
+		},
 		"12 workloads watched, 0 with an update; next pass at 2026-03-01 05:00:00 UTC": {
 			glance: seen(func(*updater.Sight) {}),
 		},

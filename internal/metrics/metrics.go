@@ -197,7 +197,7 @@ func (m *Metrics) host(name string) string {
 // It asks for no token, as it tells no secret: whoever may reach it may read it.
 func (m *Metrics) Handler(glance func() updater.Glance) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.gatherer(glance), promhttp.HandlerOpts{
 		MaxRequestsInFlight: 4, // each builds the whole page in memory
 	}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -215,6 +215,35 @@ func (m *Metrics) Handler(glance func() updater.Glance) http.Handler {
 		say(w, http.StatusOK, "ok\n")
 	})
 	return mux
+}
+
+// pauses collects which backends are paused, as it is at that moment: a pause lapses
+// by itself.
+type pauses struct{ glance func() updater.Glance }
+
+// Describe implements [prometheus.Collector].
+func (p pauses) Describe(out chan<- *prometheus.Desc) { out <- p.desc() }
+
+// Collect implements [prometheus.Collector].
+func (p pauses) Collect(out chan<- prometheus.Metric) {
+	for _, place := range p.glance().Places {
+		value := 0.0
+		if place.Paused != nil {
+			value = 1
+		}
+		out <- prometheus.MustNewConstMetric(p.desc(), prometheus.GaugeValue, value, place.Backend)
+	}
+}
+
+func (p pauses) desc() *prometheus.Desc {
+	return prometheus.NewDesc("updaterd_paused", "1 while a person's pause keeps every change from beginning, else 0.", []string{"backend"}, nil)
+}
+
+// gatherer is all of the metrics, with what glance sees.
+func (m *Metrics) gatherer(glance func() updater.Glance) prometheus.Gatherer {
+	seen := prometheus.NewRegistry()
+	seen.MustRegister(pauses{glance})
+	return prometheus.Gatherers{m.registry, seen}
 }
 
 func say(w http.ResponseWriter, status int, text string) {

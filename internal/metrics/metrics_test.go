@@ -80,6 +80,23 @@ func TestAReasonThatNoWorkloadHasAnyMoreFallsToZero(t *testing.T) {
 	require.Contains(t, page, `updaterd_workloads{backend="local",reason="up-to-date"} 2`+"\n")
 }
 
+// TestAPauseIsSeenAsItIsNow: it lapses by itself, and nothing happens then.
+func TestAPauseIsSeenAsItIsNow(t *testing.T) {
+	now := updater.Glance{Places: []updater.Sight{{Backend: "local", Paused: &updater.Word{At: began}}, {Backend: "far"}}}
+	h := New("1", []string{"local", "far"}).Handler(func() updater.Glance { return now })
+	page := func() string {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		require.Equal(t, http.StatusOK, w.Code)
+		return w.Body.String()
+	}
+	require.Contains(t, page(), `updaterd_paused{backend="local"} 1`+"\n")
+	require.Contains(t, page(), `updaterd_paused{backend="far"} 0`+"\n")
+	now.Places = []updater.Sight{{Backend: "local"}}
+	require.Contains(t, page(), `updaterd_paused{backend="local"} 0`+"\n")
+	require.NotContains(t, page(), `updaterd_paused{backend="far"}`, "who does not lead there does not know")
+}
+
 func TestALookAtSomeSaysNothingOfAll(t *testing.T) {
 	m := busy()
 	m.Passed(updater.Passed{Backend: "local", Began: began.Add(time.Hour), Part: true, Decided: map[updater.Reason]int{updater.UpToDate: 1}})
@@ -154,7 +171,7 @@ func TestManyAtOnce(t *testing.T) {
 func TestEveryMetricIsDocumented(t *testing.T) {
 	page, err := os.ReadFile("../../docs/metrics.md")
 	require.NoError(t, err)
-	families, err := busy().registry.Gather()
+	families, err := busy().gatherer(glance(updater.Glance{Places: []updater.Sight{{Backend: "local"}}})).Gather()
 	require.NoError(t, err)
 	have := map[string]bool{}
 	for _, f := range families {

@@ -171,7 +171,10 @@ func (s *Server) listPage(w http.ResponseWriter, r *http.Request) {
 		Found, All, Page, Pages int
 		Before, After           string
 		Paused                  bool
+		Pauses                  []string
 	}{frame: s.frame(r, "Workloads"), Status: s.statusNow(), Changes: s.options.Board.Changes(), Query: q.Get("q"), Reason: q.Get("reason")}
+	data.Pauses = data.Status.Pauses()
+	data.Paused = len(data.Pauses) > 0
 	counts := map[string]int{}
 	var found []Workload
 	for _, x := range s.options.Board.Workloads() {

@@ -140,6 +140,25 @@ func TestAHoldIsSeenWhateverTheReason(t *testing.T) {
 	require.Contains(t, ask(writer, "GET", "/", logIn(t, writer, writeToken)).Body.String(), "Resume everything", "also where nothing waits")
 }
 
+// TestAPauseOfEverythingIsOnThePage, also where nothing is watched.
+func TestAPauseOfEverythingIsOnThePage(t *testing.T) {
+	k := &keeper{paused: &updater.Word{Who: "ann", Why: "<forgot me>", At: time.Now()}}
+	s, _ := newServer(k, tokens()...)
+	page := ask(s, "GET", "/", logIn(t, s, writeToken)).Body.String()
+	require.Contains(t, page, "No change begins: paused since")
+	require.Contains(t, page, "by ann until updaterd resume: &lt;forgot me&gt;")
+	require.Contains(t, page, "Resume everything")
+	require.NotContains(t, page, "Pause everything")
+	var status Status
+	require.NoError(t, json.Unmarshal(ask(s, "GET", "/v1/status", bearer(readToken)).Body.Bytes(), &status))
+	require.Equal(t, "ann", status.Backends[0].Paused.Who)
+
+	k.paused = nil
+	page = ask(s, "GET", "/", logIn(t, s, writeToken)).Body.String()
+	require.NotContains(t, page, "No change begins")
+	require.Contains(t, page, "Pause everything")
+}
+
 // TestPagesShowWhatTheyAreGiven, and nothing of it becomes markup.
 func TestPagesShowWhatTheyAreGiven(t *testing.T) {
 	const evil = `<script>alert(1)</script>"'>`

@@ -142,11 +142,30 @@ type Backend struct {
 	LastPass *time.Time `json:"last_pass,omitempty"`
 	NextPass *time.Time `json:"next_pass,omitempty"`
 	Changing []string   `json:"changing"` // workloads with a change under way
+	// Paused is the person's word that no change begins here.
+	Paused *updater.Word `json:"paused,omitempty"`
 }
 
 // Healthy reports whether all is as it should be with updaterd itself.
 func (s Status) Healthy() bool {
 	return s.Ready && len(s.Hanging) == 0 && !slices.ContainsFunc(s.Backends, func(b Backend) bool { return b.Trouble != "" })
+}
+
+// Pauses tell people that no change begins, since when and by whom: one line where it
+// is so everywhere.
+func (s Status) Pauses() []string {
+	var lines []string
+	everywhere := !slices.ContainsFunc(s.Backends, func(b Backend) bool { return b.Paused == nil })
+	for _, b := range s.Backends {
+		switch {
+		case b.Paused == nil:
+		case everywhere:
+			lines = append(lines, PausedSince(*b.Paused))
+		default:
+			lines = append(lines, b.Name+" "+PausedSince(*b.Paused))
+		}
+	}
+	return slices.Compact(lines)
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
@@ -160,7 +179,7 @@ func (s *Server) statusNow() Status {
 		out.Hanging = append(out.Hanging, step.String())
 	}
 	for _, p := range g.Places {
-		b := Backend{Name: p.Backend, Watched: p.Watched, Updates: p.Updates, Changing: append([]string{}, p.Changing...)}
+		b := Backend{Name: p.Backend, Watched: p.Watched, Updates: p.Updates, Changing: append([]string{}, p.Changing...), Paused: p.Paused}
 		if p.Trouble != nil {
 			b.Trouble = p.Trouble.Error()
 		}

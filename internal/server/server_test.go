@@ -38,6 +38,7 @@ type keeper struct {
 	said    []updater.Saying
 	err     error
 	entries []updater.Entry
+	paused  *updater.Word
 }
 
 func (k *keeper) Say(_ context.Context, s updater.Saying) ([]updater.Told, error) {
@@ -49,7 +50,7 @@ func (k *keeper) Say(_ context.Context, s updater.Saying) ([]updater.Told, error
 }
 
 func (k *keeper) Glance() updater.Glance {
-	return updater.Glance{Ready: true, Places: []updater.Sight{{Backend: "local", Looked: true, Watched: 1}}}
+	return updater.Glance{Ready: true, Places: []updater.Sight{{Backend: "local", Looked: true, Watched: 1, Paused: k.paused}}}
 }
 
 func (k *keeper) History(context.Context) ([]updater.Entry, error) { return k.entries, k.err }

@@ -57,6 +57,23 @@ func lasting(verb updater.Verb, t updater.Told) string {
 	return ""
 }
 
+// PausedSince tells people of a pause.
+func PausedSince(w updater.Word) string {
+	text := "paused since " + moment(w.At)
+	if w.Who != "" {
+		text += " by " + w.Who
+	}
+	if w.Until.IsZero() {
+		text += " until updaterd resume"
+	} else {
+		text += " until " + moment(w.Until)
+	}
+	if w.Why != "" {
+		text += ": " + w.Why
+	}
+	return text
+}
+
 // moment is a time as people read it here.
 func moment(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
 

@@ -377,6 +377,8 @@ func (p *pass) run(ctx context.Context, names []string, start func(func())) {
 	p.memory, err = p.journal.Recall(ctx)
 	if err != nil {
 		p.log.Error("memory cannot be read", "err", err)
+	} else {
+		p.recalls(p.memory)
 	}
 	p.choose(workloads, names)
 	p.hear()
@@ -447,6 +449,7 @@ func (w *work) unheard(ctx context.Context) []string {
 	if err != nil {
 		return nil // a pass says so
 	}
+	w.recalls(memory)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	maps.DeleteFunc(w.heard, func(id string, _ time.Time) bool { return memory[id].newest().IsZero() })

@@ -19,6 +19,9 @@ type Sight struct {
 	Watched, Updates int
 	LastPass         time.Time
 	NextPass         time.Time
+	// Paused is the person's word that no change begins here; nil when there is none.
+	// What another process wrote is seen half a minute later.
+	Paused *Word
 	// Changing are the workloads that are part of a change under way, sorted.
 	Changing []string
 }
@@ -89,6 +92,9 @@ func (w *work) seen() Sight {
 			under[workload] = true
 		}
 	}
+	if !s.Paused.holds(time.Now()) {
+		s.Paused = nil
+	}
 	s.Changing = slices.Sorted(maps.Keys(under))
 	return s
 }
@@ -108,6 +114,13 @@ func (w *work) saw(watched, updates int, trouble error) {
 	if trouble == nil {
 		w.sight.Watched, w.sight.Updates = watched, updates
 	}
+}
+
+// recalls notes what is remembered of everything.
+func (w *work) recalls(memory map[string]Record) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sight.Paused = memory[Everything].Hold
 }
 
 // comes notes when the next pass begins.

@@ -100,6 +100,35 @@ func TestPauseIsOfEverything(t *testing.T) {
 	})
 }
 
+// TestAPauseIsSeen at a glance, whoever began it, until it ends or lapses.
+func TestAPauseIsSeen(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		u, stop := w.daemon()
+		time.Sleep(time.Minute)
+		paused := func() *updater.Word { return u.Glance().Places[0].Paused }
+		require.Nil(t, paused())
+
+		w.said(true, updater.SayPause, func(s *updater.Saying) { s.Why = "the fair" }) // another process
+		time.Sleep(time.Minute)
+		require.Equal(t, "ann", paused().Who)
+		require.Equal(t, "the fair", paused().Why)
+
+		told, err := u.Say(t.Context(), updater.Saying{Verb: updater.SayResume})
+		require.NoError(t, err)
+		require.True(t, told[0].Changed)
+		synctest.Wait()
+		require.Nil(t, paused())
+
+		_, err = u.Say(t.Context(), updater.Saying{Verb: updater.SayPause, Word: updater.Word{Until: time.Now().Add(time.Second)}})
+		require.NoError(t, err)
+		synctest.Wait()
+		require.NotNil(t, paused())
+		time.Sleep(time.Second)
+		require.Nil(t, paused(), "it has lapsed, and nothing has looked since")
+		stop()
+	})
+}
+
 func TestApproveAndReject(t *testing.T) {
 	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
 		w.settings.Mode = updater.ModeApprove
