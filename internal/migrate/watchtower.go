@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-const messages = "messages are a list called notify: here; write the address into a file that only root can read, and name that with url-file"
+const messages = "messages are a list called notify: here; write the address into a file that updaterd's user may read and others may not, and name that with url-file"
 
 // watchtowerFlags are Watchtower's, by their long names; its variables are
 // WATCHTOWER_ and the name in capitals, but for those in watchtowerVariables.
