@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -281,7 +282,11 @@ func (p program) printStatus(s server.Status) error {
 		word = "in trouble"
 	}
 	word = strings.Join(append([]string{word}, s.Pauses()...), ", ")
-	if _, err := fmt.Fprintf(p.stdout, "updaterd %s: %s\n\n", s.Version, printable(word)); err != nil {
+	lines := fmt.Sprintf("updaterd %s: %s\n", s.Version, printable(word))
+	if counts := reasons(s); counts != "" {
+		lines += "workloads: " + counts + "\n"
+	}
+	if _, err := fmt.Fprintln(p.stdout, lines); err != nil {
 		return err
 	}
 	at := func(t *time.Time) string {
@@ -295,6 +300,24 @@ func (p program) printStatus(s server.Status) error {
 		rows = append(rows, []string{b.Name, fmt.Sprint(b.Watched), fmt.Sprint(b.Updates), strings.Join(b.Changing, " "), at(b.LastPass), at(b.NextPass), b.Trouble})
 	}
 	return printTable(p.stdout, []string{"BACKEND", "WATCHED", "UPDATES", "CHANGING", "LAST PASS", "NEXT PASS", "TROUBLE"}, rows)
+}
+
+// reasons are how many workloads there are for each reason, most first.
+func reasons(s server.Status) string {
+	counts := map[updater.Reason]int{}
+	for _, b := range s.Backends {
+		for r, n := range b.Reasons {
+			counts[r] += n
+		}
+	}
+	order := slices.SortedFunc(maps.Keys(counts), func(a, b updater.Reason) int {
+		return cmp.Or(counts[b]-counts[a], strings.Compare(string(a), string(b)))
+	})
+	var words []string
+	for _, r := range order {
+		words = append(words, fmt.Sprintf("%d %s", counts[r], r))
+	}
+	return strings.Join(words, ", ")
 }
 
 func (p program) workloadsCommand(s *shared) *cobra.Command {

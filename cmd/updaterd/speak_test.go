@@ -188,3 +188,19 @@ func TestStatusShowsAPause(t *testing.T) {
 	_, stdout, _ = d.run("status")
 	require.Contains(t, stdout, "well, local paused since")
 }
+
+// TestStatusCountsReasons: a daemon that is well may watch workloads that it can never
+// update.
+func TestStatusCountsReasons(t *testing.T) {
+	d := play(t)
+	_, stdout, _ := d.run("status")
+	require.Contains(t, stdout, "updaterd : well\n\nBACKEND", "nothing is watched yet")
+	for name, reason := range map[string]updater.Reason{"a": updater.UpToDate, "b": updater.UpToDate, "c": updater.InvalidSettings, "d": updater.Held} {
+		d.board.Decided(updater.Workload{ID: "local/" + name, Backend: "local"}, updater.Decision{Reason: reason})
+	}
+	code, stdout, _ := d.run("status")
+	require.Zero(t, code)
+	require.Contains(t, stdout, "updaterd : well\nworkloads: 2 up-to-date, 1 held, 1 invalid-settings\n\nBACKEND")
+	_, stdout, _ = d.run("status", "-o", "json")
+	require.Contains(t, stdout, `"invalid-settings": 1`)
+}

@@ -358,6 +358,20 @@ func (b *Board) Workloads() []Workload {
 	return list
 }
 
+// reasons are the workloads of each backend by the reason of their last decision.
+func (b *Board) reasons() map[string]map[updater.Reason]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := map[string]map[updater.Reason]int{}
+	for _, w := range b.workloads {
+		if all[w.Backend] == nil {
+			all[w.Backend] = map[updater.Reason]int{}
+		}
+		all[w.Backend][w.Reason]++
+	}
+	return all
+}
+
 // Changes are those under way, oldest first.
 func (b *Board) Changes() []Change {
 	b.mu.Lock()

@@ -135,13 +135,15 @@ type Status struct {
 
 // Backend is a place where workloads run.
 type Backend struct {
-	Name     string     `json:"name"`
-	Trouble  string     `json:"trouble,omitempty"` // why it cannot be asked
-	Watched  int        `json:"watched"`
-	Updates  int        `json:"updates"` // that the last pass decided on
-	LastPass *time.Time `json:"last_pass,omitempty"`
-	NextPass *time.Time `json:"next_pass,omitempty"`
-	Changing []string   `json:"changing"` // workloads with a change under way
+	Name    string `json:"name"`
+	Trouble string `json:"trouble,omitempty"` // why it cannot be asked
+	Watched int    `json:"watched"`
+	Updates int    `json:"updates"` // that the last pass decided on
+	// Reasons are the watched workloads by the reason of their last decision.
+	Reasons  map[updater.Reason]int `json:"reasons"`
+	LastPass *time.Time             `json:"last_pass,omitempty"`
+	NextPass *time.Time             `json:"next_pass,omitempty"`
+	Changing []string               `json:"changing"` // workloads with a change under way
 	// Paused is the person's word that no change begins here.
 	Paused *updater.Word `json:"paused,omitempty"`
 }
@@ -175,11 +177,15 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) statusNow() Status {
 	g := s.options.Updater.Glance()
 	out := Status{Version: s.options.Version, Ready: g.Ready, StandingBy: g.StandingBy, Backends: []Backend{}}
+	reasons := s.options.Board.reasons()
 	for _, step := range updater.Overdue(g.Steps, time.Now()) {
 		out.Hanging = append(out.Hanging, step.String())
 	}
 	for _, p := range g.Places {
-		b := Backend{Name: p.Backend, Watched: p.Watched, Updates: p.Updates, Changing: append([]string{}, p.Changing...), Paused: p.Paused}
+		b := Backend{Name: p.Backend, Watched: p.Watched, Updates: p.Updates, Changing: append([]string{}, p.Changing...), Paused: p.Paused, Reasons: reasons[p.Backend]}
+		if b.Reasons == nil {
+			b.Reasons = map[updater.Reason]int{} // an object, also when it is empty
+		}
 		if p.Trouble != nil {
 			b.Trouble = p.Trouble.Error()
 		}

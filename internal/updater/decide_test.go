@@ -330,3 +330,22 @@ func TestDecideNeverGoesAgainstAnybodysWord(t *testing.T) {
 		}
 	})
 }
+
+func TestWhatItsOwnerIsToldOf(t *testing.T) {
+	own := map[string]string{"enable": "true"}
+	for name, c := range map[string]struct {
+		written map[string]string
+		reason  Reason
+		want    bool
+	}{
+		"a label that is mistyped":                           {nil, InvalidSettings, true},
+		"what somebody wants updated and cannot be":          {own, Unsupported, true},
+		"one of all that are watched that cannot be":         {nil, Unsupported, false},
+		"what cannot be updated today":                       {own, Held, false},
+		"what somebody wants updated and runs its candidate": {own, UpToDate, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, c.want, never(Workload{Written: c.written}, Decision{Reason: c.reason}))
+		})
+	}
+}

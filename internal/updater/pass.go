@@ -35,7 +35,7 @@ type work struct {
 	slots    chan struct{}        // one per change that may be under way
 	busy     map[string]string    // by workload: the id of the change under way, "" while one waits for its turn
 	ended    map[string]Change    // by workload: how the last change of this process ended
-	told     map[string]Reason    // by workload: the reason that was last logged
+	told     map[string]news      // by workload: what was last logged
 	heard    map[string]time.Time // by workload: the newest word that asks for something, as a pass knew it
 	sight    Sight                // what there is to be seen of it all
 	next     *listing             // the one that is about to begin; nil: none is
@@ -78,7 +78,7 @@ func (w *work) listAnew(ctx context.Context) ([]Workload, error) {
 func newWork(place Place, j Journal, rules Rules, log *slog.Logger, s *steps) *work {
 	w := &work{
 		backend: bounded{place.Backend, s}, journal: boundedJournal{j, place.Backend.Name(), s}, log: log.With("backend", place.Backend.Name()), crowd: &crowd{},
-		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]Reason{}, heard: map[string]time.Time{}, lists: make(chan struct{}, 1),
+		busy: map[string]string{}, ended: map[string]Change{}, told: map[string]news{}, heard: map[string]time.Time{}, lists: make(chan struct{}, 1),
 	}
 	w.adopt(rules)
 	return w
@@ -331,7 +331,7 @@ func (w *work) pass(stop context.Context, rules Rules, names []string) *pass {
 	}
 	if p.unavailable == nil && len(names) == 0 {
 		w.mu.Lock()
-		maps.DeleteFunc(w.told, func(id string, _ Reason) bool { return !listed[id] })
+		maps.DeleteFunc(w.told, func(id string, _ news) bool { return !listed[id] })
 		w.mu.Unlock()
 	}
 	if len(names) == 0 {
@@ -997,17 +997,37 @@ func (p *pass) outdated(ctx context.Context, c Change) string {
 	return ""
 }
 
-// tell logs a decision when its reason is another than in the last pass.
+// tell logs a decision when its reason is another than in the last pass; what waits for
+// its owner also when it is another fault.
 func (p *pass) tell(it *item) {
 	if !p.act || p.once {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if id := it.workload.ID; p.told[id] != it.decision.Reason {
-		p.told[id] = it.decision.Reason
-		p.log.Info("decided", "workload", id, "reason", it.decision.Reason, "detail", it.decision.Detail)
+	d, level := it.decision, slog.LevelInfo
+	now := news{reason: d.Reason}
+	if never(it.workload, d) {
+		now.fault, level = d.Detail, slog.LevelWarn
 	}
+	if id := it.workload.ID; p.told[id] != now {
+		p.told[id] = now
+		p.log.Log(context.Background(), level, "decided", "workload", id, "reason", d.Reason, "detail", d.Detail)
+	}
+}
+
+// news is what makes a decision worth a line in the log. Other details than a fault's
+// change from pass to pass.
+type news struct {
+	reason Reason
+	fault  string
+}
+
+// never reports whether a workload that its owner wants updated cannot be, until they
+// change something.
+func never(w Workload, d Decision) bool {
+	_, own := w.Written["enable"]
+	return d.Reason == InvalidSettings || d.Reason == Unsupported && own
 }
 
 // rows are what the pass says, one per watched workload, or per workload that a

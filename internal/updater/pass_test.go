@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"sync"
@@ -852,5 +853,79 @@ func TestContainersThatComeAndGo(t *testing.T) {
 		after := heap(3000)
 		stop()
 		require.Less(t, after-before, 100<<10, "bytes of heap more after 3000 passes")
+	})
+}
+
+// spoken is a log that keeps what was said of decisions.
+type spoken struct {
+	slog.Handler
+	mu  sync.Mutex
+	all []string
+}
+
+func (s *spoken) Handle(_ context.Context, r slog.Record) error {
+	if r.Message != "decided" {
+		return nil
+	}
+	line := r.Level.String()
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key != "workload" {
+			line += " " + a.Value.String()
+		}
+		return true
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, line)
+	return nil
+}
+
+func (s *spoken) Enabled(context.Context, slog.Level) bool { return true }
+func (s *spoken) WithAttrs([]slog.Attr) slog.Handler       { return s }
+func (s *spoken) take() (all []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all, s.all = s.all, nil
+	return all
+}
+
+// TestWhatCanNeverBeUpdatedIsAWarning, once for each fault and not in each pass.
+func TestWhatCanNeverBeUpdatedIsAWarning(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		log := &spoken{}
+		u := updater.New([]updater.Place{{Backend: &backendtest.Process{Host: w.host, ID: "local"}, State: &backendtest.State{Disk: w.disk}}}, w.rules(), slog.New(log))
+		var fault atomic.Pointer[error]
+		faulty := func(text string) {
+			err := errors.New(text)
+			fault.Store(&err)
+		}
+		faulty("polcy: is not a setting")
+		rules := w.rules()
+		rules.Settings = func(updater.Workload) (updater.Settings, error) {
+			if err := fault.Load(); err != nil {
+				return updater.Settings{}, *err
+			}
+			return w.settings, nil
+		}
+		w.settings.Mode = updater.ModeMonitor
+		u.Reload(rules)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- u.Run(ctx) }()
+		look := func() []string {
+			for range 2 {
+				u.Look()
+				synctest.Wait()
+			}
+			return log.take()
+		}
+		require.Equal(t, []string{"WARN invalid-settings polcy: is not a setting"}, look())
+		require.Empty(t, look())
+		faulty("mode: is no mode")
+		require.Equal(t, []string{"WARN invalid-settings mode: is no mode"}, look(), "another fault")
+		fault.Store(nil)
+		require.Equal(t, []string{"INFO monitor web:1 is there; its mode is monitor, so it is not touched"}, look())
+		cancel()
+		require.NoError(t, <-ended)
 	})
 }
