@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/updaterd/updaterd/internal/config"
 	"github.com/updaterd/updaterd/internal/migrate"
 )
 
@@ -46,11 +47,14 @@ it, as comments. It reads nothing else and changes nothing.`,
 				(*into)[name] = value
 			}
 		}
-		config, ours, err := migrate.From(args[0], s)
+		if args[0] == "watchtower" {
+			s.Faults = config.WatchtowerFaults(s.Labels)
+		}
+		equal, ours, err := migrate.From(args[0], s)
 		if err != nil {
 			return usageError{err}
 		}
-		if _, err := fmt.Fprint(p.stdout, config); err != nil {
+		if _, err := fmt.Fprint(p.stdout, equal); err != nil {
 			return err
 		}
 		if len(ours) > 0 {

@@ -87,6 +87,17 @@ func (c compat) read(w updater.Workload, keys []key[updater.Settings]) (map[stri
 	return values, problems
 }
 
+// WatchtowerFaults are those of a container's labels that compat: [watchtower] refuses,
+// and why.
+func WatchtowerFaults(labels map[string]string) map[string]string {
+	_, problems := compat{watchtower: true}.read(updater.Workload{Labels: labels}, newTable().keys)
+	faults := map[string]string{}
+	for _, p := range problems {
+		faults[strings.TrimPrefix(p.Key, "label ")] = p.Text
+	}
+	return faults
+}
+
 func (c compat) inScope(w updater.Workload) bool {
 	scope := w.Labels[watchtowerLabel+"scope"]
 	if c.scope == "none" {

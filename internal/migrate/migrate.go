@@ -27,6 +27,9 @@ type Setup struct {
 	Env map[string]string
 	// Labels are those that it reads on one container.
 	Labels map[string]string
+	// Faults are why some of the labels are not heeded as they are, where those of the
+	// program are heeded at all.
+	Faults map[string]string
 }
 
 // Programs are those whose setups are understood.

@@ -161,7 +161,9 @@ func watchtower(s Setup) *answer {
 		}
 	}
 	for _, label := range slices.Sorted(maps.Keys(s.Labels)) {
-		if strings.HasPrefix(label, "com.centurylinklabs.watchtower") {
+		if fault := s.Faults[label]; fault != "" {
+			a.note("label "+label, "%s", fault)
+		} else if strings.HasPrefix(label, "com.centurylinklabs.watchtower") {
 			a.note("label "+label, "is heeded by compat: [watchtower], and need not be changed")
 		}
 	}
