@@ -50,6 +50,8 @@ func TestWatchtowersLabels(t *testing.T) {
 		{name: "another's scope", file: "watch: all", labels: map[string]string{wt + "scope": "other"},
 			want: func(s *updater.Settings) { s.Enabled = true }},
 		{name: "a hook that has no equal", labels: map[string]string{wt + "lifecycle.pre-check": "x"}, problem: "label " + wt + "lifecycle.pre-check: has no equal"},
+		{name: "a hook that has no equal, on one taken out of compat", file: "watch: all", labels: map[string]string{wt + "lifecycle.pre-check": "x"}, own: map[string]string{"enable": "false"},
+			want: func(*updater.Settings) {}},
 		{name: "a switch that is neither", labels: map[string]string{wt + "enable": "yes"}, problem: "label " + wt + "enable: is neither true nor false"},
 		{name: "minutes that are none", labels: map[string]string{wt + "lifecycle.pre-update-timeout": "1m"}, problem: "is no number of minutes"},
 		{name: "a label that nobody knows", labels: map[string]string{wt + "frobnicate": "x"}, problem: "is not known here"},

@@ -337,8 +337,12 @@ func (c *Config) onWorkload(w updater.Workload) (map[string]written, Problems) {
 		}
 		values[long] = written{v, text, from}
 	}
-	theirs, more := c.compat.read(w, keys)
-	problems = append(problems, more...)
+	var theirs map[string]written
+	if values["enable"].value != false { // the way out of compat that it names itself
+		var more Problems
+		theirs, more = c.compat.read(w, keys)
+		problems = append(problems, more...)
+	}
 	for name, v := range theirs {
 		if _, own := values[name]; !own {
 			values[name] = v
