@@ -95,7 +95,10 @@ func TestRowsInJSON(t *testing.T) {
 	require.Contains(t, table.Stdout, "local/"+r.name)
 	require.Contains(t, r.u.Run("history").Stdout, "updated")
 	require.Contains(t, r.u.Run("history", r.name).Stdout, "updated")
-	require.Equal(t, "[]\n", r.u.Run("history", "-o", "json", "another").Stdout)
+	nobody := r.u.Run("history", "-o", "json", "another")
+	require.Equal(t, 2, nobody.Code)
+	require.Equal(t, "[]\n", nobody.Stdout)
+	require.Contains(t, nobody.Stderr, `no watched workload is called so`)
 }
 
 // TestExitCodes: 0 fine, 1 trouble, 2 the call or the configuration is wrong.

@@ -46,10 +46,88 @@ func (p program) historyCommand(s *shared) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return p.printHistory(*o, entries, logs, stateOf(cfg))
+		nobody := p.nobody(c.Context(), cfg, args, entries)
+		if len(entries) > 0 || nobody == nil || *o == asJSON {
+			return errors.Join(p.printHistory(*o, entries, logs, stateOf(cfg)), nobody)
+		}
+		return nobody
 	}
 	return c
 }
+
+// nobody is an error for each name that nothing is known of: nothing has happened to it,
+// and it is certain that there is no such workload. entries are the newest ones.
+func (p program) nobody(ctx context.Context, cfg *config.Config, asked []string, entries []server.Entry) error {
+	var quiet []string
+	for _, n := range asked {
+		var older []server.Entry
+		if !slices.ContainsFunc(entries, func(e server.Entry) bool { return isCalled(n, e.Backend, e.Workload) }) {
+			older, _ = p.entries(ctx, cfg, url.Values{"workload": {n}}, 1) // what cannot be asked is not certain
+			if len(older) == 0 {
+				quiet = append(quiet, n)
+			}
+		}
+	}
+	if len(quiet) == 0 {
+		return nil
+	}
+	there, certain := p.there(ctx, cfg)
+	if !certain {
+		return nil
+	}
+	var wrong []error
+	for _, n := range quiet {
+		if !there(n) {
+			wrong = append(wrong, fmt.Errorf("%w: nothing has happened to %q that %s knows of, and no watched workload is called so", updater.ErrUnknownWorkload, n, stateOf(cfg)))
+		}
+	}
+	return errors.Join(wrong...)
+}
+
+// there says which workloads there are, by name; certain is false where some cannot be
+// known.
+func (p program) there(ctx context.Context, cfg *config.Config) (there func(name string) bool, certain bool) {
+	daemon, status, err := daemonOf(ctx, cfg)
+	if err == nil {
+		all, err := daemon.Workloads(ctx)
+		looked := len(status.Backends) == len(cfg.Docker)+len(cfg.Kubernetes) &&
+			!slices.ContainsFunc(status.Backends, func(b server.Backend) bool { return b.Trouble != "" || b.LastPass == nil })
+		return func(n string) bool {
+			return slices.ContainsFunc(all, func(w server.Workload) bool { return isCalled(n, w.Backend, w.ID) })
+		}, err == nil && looked
+	}
+	w, err := p.wire(cfg, p.logger(quiet(cfg.Log)), looks)
+	if err != nil {
+		return nil, false
+	}
+	defer w.close()
+	ids := map[string]string{} // by id, the backend
+	for _, place := range w.places {
+		backend := place.Backend.Name()
+		listed, err := place.Backend.Workloads(ctx)
+		memory, forgot := place.State.Journal().Recall(ctx)
+		if err != nil || forgot != nil {
+			return nil, false
+		}
+		for _, one := range listed {
+			ids[one.ID] = backend
+		}
+		for id := range memory {
+			ids[id] = backend
+		}
+	}
+	return func(n string) bool {
+		for id, backend := range ids {
+			if isCalled(n, backend, id) {
+				return true
+			}
+		}
+		return false
+	}, true
+}
+
+// isCalled reports whether a name that a person gave means a workload.
+func isCalled(name, backend, id string) bool { return name == id || backend+"/"+name == id }
 
 // stateOf says where what happened is kept, for people.
 func stateOf(cfg *config.Config) string {

@@ -346,7 +346,7 @@ Without a daemon it looks itself, as check does, which always asks the registrie
 				rows = append(rows, rowOf(w))
 			}
 			for _, n := range args {
-				if !slices.ContainsFunc(rows, func(r updater.Row) bool { return n == r.Workload || r.Backend+"/"+n == r.Workload }) {
+				if !slices.ContainsFunc(rows, func(r updater.Row) bool { return isCalled(n, r.Backend, r.Workload) }) {
 					return fmt.Errorf("%w: the daemon has seen no watched workload %q", updater.ErrUnknownWorkload, n)
 				}
 			}

@@ -26,7 +26,8 @@ type played struct {
 	board  *server.Board
 	leads  string
 	// sights are what is to be seen; nil: that it has looked once.
-	sights []updater.Sight
+	sights  []updater.Sight
+	entries []updater.Entry
 	// say is what a word does.
 	say func(updater.Saying) []updater.Told
 }
@@ -53,7 +54,7 @@ func (d *played) serve(h http.Handler) (end func()) {
 func (d *played) Say(_ context.Context, s updater.Saying) ([]updater.Told, error) {
 	return d.say(s), nil
 }
-func (d *played) History(context.Context) ([]updater.Entry, error) { return nil, nil }
+func (d *played) History(context.Context) ([]updater.Entry, error) { return d.entries, nil }
 func (d *played) Glance() updater.Glance {
 	if d.sights != nil {
 		return updater.Glance{Ready: true, Places: d.sights}
