@@ -302,6 +302,20 @@ func (p program) printStatus(s server.Status) error {
 	return printTable(p.stdout, []string{"BACKEND", "WATCHED", "UPDATES", "CHANGING", "LAST PASS", "NEXT PASS", "TROUBLE"}, rows)
 }
 
+// unseen says why a daemon that has this many backends does not know what is watched;
+// "" when it does.
+func unseen(s server.Status, backends int) string {
+	switch {
+	case s.StandingBy:
+		return "the daemon stands by while another process finishes the update of updaterd itself, and has not looked; updaterd check does"
+	case slices.ContainsFunc(s.Backends, func(b server.Backend) bool { return b.Trouble == "" && b.LastPass == nil }), !s.Ready:
+		return "the daemon has not looked yet; ask again in a moment, or let updaterd check look"
+	case len(s.Backends) < backends:
+		return "the daemon stands by while another updaterd leads, and has not looked; updaterd check does"
+	}
+	return ""
+}
+
 // reasons are how many workloads there are for each reason, most first.
 func reasons(s server.Status) string {
 	counts := map[updater.Reason]int{}
@@ -334,7 +348,7 @@ Without a daemon it looks itself, as check does, which always asks the registrie
 		if err != nil {
 			return err
 		}
-		daemon, _, err := daemonOf(c.Context(), cfg)
+		daemon, status, err := daemonOf(c.Context(), cfg)
 		var all []server.Workload
 		if err == nil {
 			all, err = daemon.Workloads(c.Context(), args...)
@@ -342,6 +356,13 @@ Without a daemon it looks itself, as check does, which always asks the registrie
 		var rows []updater.Row
 		switch {
 		case err == nil:
+			if blind := unseen(status, len(cfg.Docker)+len(cfg.Kubernetes)); blind != "" && len(all) == 0 && (len(args) > 0 || *o == asTable) {
+				if len(args) > 0 {
+					return fmt.Errorf("%s: not known: %s", strings.Join(args, ", "), blind)
+				}
+				_, err := fmt.Fprintf(p.stdout, "Not known: %s.\n", blind)
+				return err
+			}
 			for _, w := range all {
 				rows = append(rows, rowOf(w))
 			}

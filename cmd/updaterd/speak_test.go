@@ -27,6 +27,7 @@ type played struct {
 	leads  string
 	// sights are what is to be seen; nil: that it has looked once.
 	sights  []updater.Sight
+	glance  *updater.Glance // all that is to be seen; nil: sights
 	entries []updater.Entry
 	// say is what a word does.
 	say func(updater.Saying) []updater.Told
@@ -56,6 +57,9 @@ func (d *played) Say(_ context.Context, s updater.Saying) ([]updater.Told, error
 }
 func (d *played) History(context.Context) ([]updater.Entry, error) { return d.entries, nil }
 func (d *played) Glance() updater.Glance {
+	if d.glance != nil {
+		return *d.glance
+	}
 	if d.sights != nil {
 		return updater.Glance{Ready: true, Places: d.sights}
 	}
@@ -66,7 +70,7 @@ func (d *played) Glance() updater.Glance {
 func (d *played) run(args ...string) (code int, stdout, stderr string) {
 	d.t.Helper()
 	file := filepath.Join(filepath.Dir(d.socket), "updaterd.yaml")
-	require.NoError(d.t, os.WriteFile(file, fmt.Appendf(nil, "state: %s\napi: {socket: %s}\ndocker: [{name: local, endpoint: \"unix:///nowhere/docker.sock\"}]\n",
+	require.NoError(d.t, os.WriteFile(file, fmt.Appendf(nil, "state: %s\napi: {socket: %q}\ndocker: [{name: local, endpoint: \"unix:///nowhere/docker.sock\"}]\n",
 		d.t.TempDir(), d.socket), 0o600))
 	var out, complaint bytes.Buffer
 	p := program{stdin: bytes.NewReader(nil), stdout: &out, stderr: &complaint, version: "v1"}
@@ -204,4 +208,38 @@ func TestStatusCountsReasons(t *testing.T) {
 	require.Contains(t, stdout, "updaterd : well\nworkloads: 2 up-to-date, 1 held, 1 invalid-settings\n\nBACKEND")
 	_, stdout, _ = d.run("status", "-o", "json")
 	require.Contains(t, stdout, `"invalid-settings": 1`)
+}
+
+// TestWorkloadsOfADaemonThatHasNotLooked are not known to be none.
+func TestWorkloadsOfADaemonThatHasNotLooked(t *testing.T) {
+	past := time.Now()
+	for name, c := range map[string]struct {
+		glance updater.Glance
+		want   string
+	}{
+		"it has, and there are none": {updater.Glance{Ready: true, Places: []updater.Sight{{Backend: "local", Looked: true, LastPass: past}}}, "Nothing is watched: label"},
+		"before its first pass":      {updater.Glance{Ready: true, Places: []updater.Sight{{Backend: "local", Looked: true}}}, "the daemon has not looked yet; ask again in a moment"},
+		"before it leads":            {updater.Glance{}, "the daemon has not looked yet; ask again in a moment"},
+		"beside one that leads":      {updater.Glance{Ready: true}, "the daemon stands by while another updaterd leads"},
+		"beside its own update":      {updater.Glance{Ready: true, StandingBy: true}, "the daemon stands by while another process finishes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := play(t)
+			d.glance = &c.glance
+			code, stdout, stderr := d.run("workloads")
+			require.Zero(t, code, stderr)
+			require.Contains(t, stdout, c.want)
+			code, stdout, _ = d.run("workloads", "-o", "json")
+			require.Zero(t, code)
+			require.Equal(t, "[]\n", stdout)
+			code, _, stderr = d.run("workloads", "web")
+			if c.want == "Nothing is watched: label" {
+				require.Equal(t, 2, code)
+				require.Contains(t, stderr, "the daemon has seen no watched workload")
+			} else {
+				require.Equal(t, 1, code, "whether it is there is not known")
+				require.Contains(t, stderr, c.want)
+			}
+		})
+	}
 }
