@@ -176,6 +176,19 @@ func TestSomebodyInterferes(t *testing.T) {
 		r.u.Run("run", "--once")
 		require.Empty(t, r.d.Names(), "what somebody removed came back")
 	})
+	t.Run("moves the tag back while the new container is made", func(t *testing.T) {
+		t.Parallel()
+		r := newRig(t, start{policy: "always"})
+		digest := r.push("latest", stage.Image{Version: "v2"})
+		tr := aside(at{match: nth("create", 1)}, func() {
+			if err := r.d.ImageTag(context.Background(), r.before.Image, r.ref); err != nil {
+				t.Error(err)
+			}
+		})
+		r.through(tr.Hooks)
+		require.Equal(t, "committed", r.once(0).Outcome)
+		r.updated("v2", digest)
+	})
 	t.Run("prunes the new container before the swap", func(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, start{policy: "always"})

@@ -187,12 +187,13 @@ func (d *Docker) RemoveImage(ctx context.Context, ref string) error {
 	})
 }
 
-// steadily asks about images until none goes in the middle of it: Podman reads all
-// that it has for each answer, and fails then.
+// steadily asks about images until none goes or comes in the middle of it: Podman
+// reads all that it has for each answer, and fails then.
 func steadily(ask func() error) error {
 	var err error
 	for range 50 {
-		if err = ask(); err == nil || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "image not known") {
+		if err = ask(); err == nil || errdefs.IsNotFound(err) ||
+			!strings.Contains(err.Error(), "image not known") && !strings.Contains(err.Error(), "size is not known") {
 			break
 		}
 		time.Sleep(50 * time.Millisecond) // whoever removes it is another process

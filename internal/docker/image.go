@@ -176,7 +176,21 @@ func toldOf(ref string) string {
 	return repositoryOf(registry.Hostname() + "/" + reference.Path(named))
 }
 
+// naming is to be held while an image gets or loses a name. Podman reads all names
+// of an image and writes them back with the change: of two changes at once one is
+// lost, and a tag that has moved to another image comes back.
+func (h *Host) naming() (done func()) {
+	if !h.isPodman() {
+		return func() {}
+	}
+	return h.refs.lock(allNames)
+}
+
+// allNames is no reference, and so no tag's key.
+const allNames = "*"
+
 func (h *Host) tag(ctx context.Context, id, ref string) error {
+	defer h.naming()()
 	ctx, cancel := context.WithTimeout(ctx, changeLimit)
 	defer cancel()
 	if err := h.client().ImageTag(ctx, id, ref); err != nil {
@@ -189,6 +203,7 @@ func (h *Host) tag(ctx context.Context, id, ref string) error {
 // It is no error if the reference has gone. An image that a container uses
 // stays, then cerrdefs.IsConflict.
 func (h *Host) untag(ctx context.Context, ref string) error {
+	defer h.naming()()
 	ctx, cancel := context.WithTimeout(ctx, removeLimit)
 	defer cancel()
 	err := steadily(ctx, func() error {

@@ -17,12 +17,13 @@ import (
 const mostAsks = 20
 
 // steadily asks something about images. For each answer Podman reads all that it
-// has, and it fails when one is removed in the middle of that: then it is asked
-// again.
+// has, and it fails when one is removed or added in the middle of that: then it is
+// asked again.
 func steadily(ctx context.Context, ask func() error) error {
 	for n := 1; ; n++ {
 		err := ask()
-		if n == mostAsks || !cerrdefs.IsInternal(err) || !strings.Contains(err.Error(), "image not known") {
+		if n == mostAsks || !cerrdefs.IsInternal(err) ||
+			!strings.Contains(err.Error(), "image not known") && !strings.Contains(err.Error(), "size is not known") {
 			return err
 		}
 		select {

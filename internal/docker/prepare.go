@@ -354,13 +354,26 @@ func (h *Host) create(ctx context.Context, p piece, ref string, spec creation, i
 	if tag != "" {
 		unlock := h.refs.lock(tag)
 		defer unlock()
-		if err := h.tag(ctx, img.ID, tag); err != nil {
-			return nil, err
+	}
+	for n := 1; ; n++ {
+		if tag != "" {
+			if err := h.tag(ctx, img.ID, tag); err != nil {
+				return nil, err
+			}
+		}
+		// Somebody who pulls the tag just then is seldom there a second time.
+		if err := create(); n == createTries || !errors.Is(err, errTagMoved) {
+			return made, err
 		}
 	}
-	err := create()
-	return made, err
 }
+
+// createTries is how often a container is created whose tag moves meanwhile.
+const createTries = 3
+
+// errTagMoved: the engine made a container of another image than its tag stood for
+// when it was set.
+var errTagMoved = errors.New("somebody moves the tag meanwhile; try again")
 
 func (h *Host) createOnce(ctx context.Context, p piece, tag string, spec creation, img *image.InspectResponse) (*box, error) {
 	name := p.Name + suffixNew
@@ -403,7 +416,7 @@ func (h *Host) createOnce(ctx context.Context, p piece, tag string, spec creatio
 		return nil, fmt.Errorf("container %s has gone right after it was created: is a prune running? try again", name)
 	case b.Image != img.ID:
 		return nil, errors.Join(
-			fmt.Errorf("container %s was created from image %s, not from %s: somebody moved the tag %s just now; try again", name, b.Image, img.ID, tag),
+			fmt.Errorf("container %s was created as %s from image %s, not from %s: %w", name, tag, b.Image, img.ID, errTagMoved),
 			h.remove(ctx, b))
 	}
 	return b, nil
