@@ -57,6 +57,7 @@ func (p program) follow(ctx context.Context, c *server.Client, led []server.Back
 	defer cancel()
 	rows := map[string]updater.Row{}
 	waiting := map[string]time.Time{} // since when it is written what was said
+	under := map[string]server.Change{}
 	var failed error
 	say := func(s updater.Saying) []updater.Told {
 		told, err := c.Say(ctx, s)
@@ -114,6 +115,7 @@ func (p program) follow(ctx context.Context, c *server.Client, led []server.Back
 				progress.tell(change)
 				switch {
 				case !change.Phase.Final():
+					under[part.Workload] = change
 				case change.Since.Before(said):
 					if s.Verb == updater.SayUpdate { // it is what was asked for, unless a look finds more
 						rows[part.Workload] = ended(rows[part.Workload], part, change)
@@ -130,6 +132,14 @@ func (p program) follow(ctx context.Context, c *server.Client, led []server.Back
 	progress.end()
 	if failed != nil {
 		return nil, failed
+	}
+	if err != nil && ctx.Err() == nil { // the daemon has ended
+		for id, change := range under {
+			if _, ok := waiting[id]; ok {
+				rows[id] = handed(rows[id], id, change)
+				delete(waiting, id)
+			}
+		}
 	}
 	all := []updater.Row{}
 	for _, r := range rows {
@@ -168,6 +178,23 @@ func ended(r updater.Row, part server.Part, c server.Change) updater.Row {
 		r.Outcome, r.Decision = updater.OutcomeNone, "none"
 	}
 	r.Detail = cmp.Or(c.Why, r.Detail)
+	return r
+}
+
+// handed writes into a row that its change was under way when the daemon ended, and that
+// another process goes on with it.
+func handed(r updater.Row, id string, c server.Change) updater.Row {
+	for _, part := range c.Parts {
+		if part.Workload == id {
+			r = ended(r, part, c)
+		}
+	}
+	r.Decision, r.Reason, r.Outcome = "none", updater.InProgress, updater.OutcomeOpen
+	who := "the next start of the daemon, which has ended,"
+	if c.Alone {
+		who = "the helper that replaces updaterd itself"
+	}
+	r.Detail = fmt.Sprintf("a change of it is under way (%s); %s goes on with it, and updaterd history tells how it ends", c.Phase, who)
 	return r
 }
 

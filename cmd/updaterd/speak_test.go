@@ -26,9 +26,10 @@ type played struct {
 	board  *server.Board
 	leads  string
 	// sights are what is to be seen; nil: that it has looked once.
-	sights  []updater.Sight
-	glance  *updater.Glance // all that is to be seen; nil: sights
-	entries []updater.Entry
+	sights    []updater.Sight
+	glance    *updater.Glance // all that is to be seen; nil: sights
+	entries   []updater.Entry
+	complaint *trigger // stderr; nil: one that triggers nothing
 	// say is what a word does.
 	say func(updater.Saying) []updater.Told
 }
@@ -72,8 +73,12 @@ func (d *played) run(args ...string) (code int, stdout, stderr string) {
 	file := filepath.Join(filepath.Dir(d.socket), "updaterd.yaml")
 	require.NoError(d.t, os.WriteFile(file, fmt.Appendf(nil, "state: %s\napi: {socket: %q}\ndocker: [{name: local, endpoint: \"unix:///nowhere/docker.sock\"}]\n",
 		d.t.TempDir(), d.socket), 0o600))
-	var out, complaint bytes.Buffer
-	p := program{stdin: bytes.NewReader(nil), stdout: &out, stderr: &complaint, version: "v1"}
+	var out bytes.Buffer
+	complaint := d.complaint
+	if complaint == nil {
+		complaint = &trigger{}
+	}
+	p := program{stdin: bytes.NewReader(nil), stdout: &out, stderr: complaint, version: "v1"}
 	code = p.main(d.t.Context(), append([]string{"-c", file}, args...))
 	return code, out.String(), complaint.String()
 }
@@ -242,4 +247,55 @@ func TestWorkloadsOfADaemonThatHasNotLooked(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestADaemonThatEndsInTheMiddle, as it does when it replaces itself: another process goes
+// on with the change.
+func TestADaemonThatEndsInTheMiddle(t *testing.T) {
+	for alone, want := range map[bool]string{
+		true:  "a change of it is under way (applying); the helper that replaces updaterd itself goes on with it",
+		false: "a change of it is under way (applying); the next start of the daemon, which has ended, goes on with it",
+	} {
+		t.Run(fmt.Sprint(alone), func(t *testing.T) {
+			d := &played{t: t, socket: filepath.Join(t.TempDir(), "s"), board: server.NewBoard(), leads: "local"}
+			end := d.serve(server.New(server.Options{Updater: d, Board: d.board, Log: slog.New(slog.DiscardHandler)}))
+			d.say = func(updater.Saying) []updater.Told {
+				at := time.Now()
+				d.board.Decided(web(updater.Update, at.Add(time.Millisecond)))
+				d.board.Moved(updater.Change{ID: "c1", Backend: "local", Unit: "local/web", Phase: updater.Applying, Since: at.Add(2 * time.Millisecond), Alone: alone,
+					Parts: []updater.Part{{Workload: "local/web", To: updater.Image{Ref: "web:1", Digest: "sha256:2"}, Replace: true}}})
+				return []updater.Told{{Backend: "local", Workload: "local/web", Changed: true, At: at}}
+			}
+			// It ends once the command has heard that the change is under way.
+			code, stdout, stderr := d.runUntil("applying", end, "rollback", "web")
+			require.Equal(t, 1, code)
+			require.Contains(t, stdout, want)
+			require.Contains(t, stdout, "open")
+			require.NotContains(t, stderr, "not waited for")
+		})
+	}
+}
+
+// runUntil is one command line beside it, during which then is called once, when this was
+// told on stderr.
+func (d *played) runUntil(told string, then func(), args ...string) (code int, stdout, stderr string) {
+	d.complaint = &trigger{told: told, then: then}
+	defer func() { d.complaint = nil }()
+	return d.run(args...)
+}
+
+// trigger is stderr, and calls a function when something is told there.
+type trigger struct {
+	bytes.Buffer
+	told string
+	then func()
+}
+
+func (c *trigger) Write(p []byte) (int, error) {
+	n, err := c.Buffer.Write(p)
+	if then := c.then; then != nil && strings.Contains(c.String(), c.told) {
+		c.then = nil
+		then()
+	}
+	return n, err
 }

@@ -55,6 +55,8 @@ type Change struct {
 	Ended   *time.Time      `json:"ended,omitempty"`
 	Gap     float64         `json:"gap_seconds,omitempty"`
 	Parts   []Part          `json:"parts"`
+	// Alone: it replaces updaterd itself, and another process goes on with it.
+	Alone bool `json:"alone,omitempty"`
 	// Progress is what it is at within its phase.
 	Progress *updater.Progress `json:"progress,omitempty"`
 }
@@ -82,7 +84,7 @@ func imageOf(i updater.Image) *Image {
 func changeOf(c updater.Change) Change {
 	out := Change{
 		ID: c.ID, Backend: c.Backend, Unit: c.Unit, Phase: c.Phase, Verdict: c.Verdict, Why: c.Why,
-		Since: c.Since, Gap: c.Gap.Seconds(), Parts: []Part{},
+		Since: c.Since, Gap: c.Gap.Seconds(), Parts: []Part{}, Alone: c.Alone,
 	}
 	if !c.Ended.IsZero() {
 		out.Ended = &c.Ended
