@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os/user"
 	"path/filepath"
 	"strings"
 )
@@ -69,6 +70,12 @@ func (a *API) settle(d *document, merged map[string]written, state string, vars 
 			problem("api.socket", "%s is longer than the %d bytes that the path of a socket may have; name a shorter one", a.Socket, longestSocket)
 		}
 	}
+	if a.Group != "" {
+		// The configuration is checked where it is used: files that it names are read, too.
+		if _, err := user.LookupGroup(a.Group); err != nil {
+			problem("api.group", "%q is no group here; make it with: groupadd --system %s, or name another", a.Group, a.Group)
+		}
+	}
 	a.TLS.settle(d, merged, "api.tls")
 	tokens := map[[sha256.Size]byte]bool{}
 	for _, f := range []struct {
@@ -116,7 +123,7 @@ func (a *API) settle(d *document, merged map[string]written, state string, vars 
 	} else if err == nil && !ip.IsUnspecified() {
 		a.Hosts = append(a.Hosts, strings.ToLower(host))
 	}
-	if len(a.Tokens) == 0 {
+	if a.readTokens == "" && a.writeTokens == "" { // else what is wrong with these has been said
 		problem("api.listen", "%s is reached from elsewhere, and nobody would need a token; write api.read-tokens or api.write-tokens, or listen on 127.0.0.1", a.Listen)
 	}
 }

@@ -92,7 +92,7 @@ func meant(word string, known []string) string {
 			best, distance = k, d
 		}
 	}
-	if best != "" && distance <= max(1, len(best)/2) {
+	if best != "" && distance <= 1+len(best)/4 {
 		return fmt.Sprintf("; did you mean %s?", best)
 	}
 	return "; known are " + strings.Join(known, ", ")

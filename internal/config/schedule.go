@@ -48,6 +48,9 @@ func ParseSchedule(s string) (Schedule, error) {
 		return Schedule{s, cron.Every(d)}, nil
 	}
 	parsed, err := cron.ParseStandard(line)
+	if _, interval := ParseDuration(line); err != nil && interval == nil {
+		return Schedule{}, fmt.Errorf("%q is how long, and not when; write it as \"@every %s\"", s, line)
+	}
 	if err != nil {
 		return Schedule{}, fmt.Errorf("%q is no schedule: %w; %s", s, err, remedy)
 	}

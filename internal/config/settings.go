@@ -27,6 +27,9 @@ func matchNames() names {
 	return names{leaves: []string{"backend", "namespace", "kind", "name", "image"}, sections: []string{"labels"}}
 }
 
+// kinds are those of workloads in a cluster; on a Docker host they have none.
+func kinds() []string { return []string{"cronjob", "daemonset", "deployment", "statefulset"} }
+
 func (c *Config) readRules(d *document, f field) {
 	keys := c.table.keys
 	known := c.table.names
@@ -63,6 +66,9 @@ func (r *rule) readMatch(d *document, f field, at string) {
 		s, err := raw{node: f.value}.scalar("a pattern such as \"web-*\"", "!!str")
 		if err == nil && s == "" {
 			err = errors.New("is empty and would fit nothing; write a pattern such as \"web-*\"")
+		}
+		if err == nil && name == "kind" && !slices.ContainsFunc(kinds(), newGlob(s).fits) {
+			err = fmt.Errorf("%q is no kind of workload%s", s, meant(s, kinds()))
 		}
 		if err != nil {
 			d.problem(f.line(), join(at, name), "%v", err)

@@ -444,9 +444,12 @@ func readProbe(r raw) (string, error) {
 // is an address or a name of this machine, or left out for all of them.
 func readListen(r raw) (string, error) {
 	const want = "write host and port, such as 127.0.0.1:9713, or nothing to turn it off"
-	s, err := r.scalar("an address such as 127.0.0.1:9713", "!!str")
+	s, err := r.scalar("an address such as 127.0.0.1:9713", "!!str", "!!int")
 	if err != nil || s == "" {
 		return "", err
+	}
+	if _, err := strconv.ParseUint(s, 10, 16); err == nil {
+		return "", fmt.Errorf("%s is a port without a host; write \"127.0.0.1:%s\", or another host that is to listen", s, s)
 	}
 	host, port, err := net.SplitHostPort(s)
 	if err != nil || strings.ContainsAny(host, "/ ") {
