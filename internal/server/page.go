@@ -172,6 +172,7 @@ func (s *Server) listPage(w http.ResponseWriter, r *http.Request) {
 		Before, After           string
 		Paused                  bool
 		Pauses                  []string
+		Twice                   bool // some are counted by their reason and their hold
 	}{frame: s.frame(r, "Workloads"), Status: s.statusNow(), Changes: s.options.Board.Changes(), Query: q.Get("q"), Reason: q.Get("reason")}
 	data.Pauses = data.Status.Pauses()
 	data.Paused = len(data.Pauses) > 0
@@ -185,6 +186,7 @@ func (s *Server) listPage(w http.ResponseWriter, r *http.Request) {
 			words = append(words, string(h.Reason), h.Detail)
 			if h.Reason != x.Reason {
 				counts[string(h.Reason)]++
+				data.Twice = true
 			}
 		}
 		data.Paused = data.Paused || x.For(updater.Paused)

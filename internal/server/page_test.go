@@ -126,6 +126,7 @@ func TestAHoldIsSeenWhateverTheReason(t *testing.T) {
 	require.Contains(t, page, "<p>2 of 3</p>")
 	require.Contains(t, page, `<option value="held" selected>held (2)</option>`)
 	require.Contains(t, page, `<option value="up-to-date">up-to-date (2)</option>`)
+	require.Contains(t, page, "it is shown for both", "why the numbers are more than there are workloads")
 	require.Equal(t, 1, strings.Count(ask(s, "GET", "/?q=waits").Body.String(), `<span class="state wait">held</span>`), "once is enough")
 	require.Contains(t, ask(s, "GET", "/?q=by+ann").Body.String(), "<p>2 of 3</p>")
 
