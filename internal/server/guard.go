@@ -100,7 +100,9 @@ func (s *Server) guard(next http.Handler) http.Handler {
 				return
 			}
 			if p, ok = s.bearer(r); !ok && r.Header.Get("Authorization") == "" {
-				p, ok = s.sessions.find(r, time.Now())
+				var one session
+				one, ok = s.sessions.find(r, time.Now())
+				p = one.person
 				// A cookie comes by itself, so what it is sent with must say whence.
 				if ok && !reads(r) && r.Header.Get("Origin") == "" && r.Header.Get("Sec-Fetch-Site") == "" {
 					refuse(w, http.StatusForbidden, "origin", "what a cookie lets in must say its origin")

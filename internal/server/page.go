@@ -92,15 +92,20 @@ type frame struct {
 	Write         bool
 	Here          string // this page's address, to come back to
 	Problem, Back string
+	Said          []string // what became of what was said a moment ago
 }
 
 func (s *Server) frame(r *http.Request, title string) frame {
 	p := who(r)
 	name := ""
-	if _, ok := s.sessions.find(r, time.Now()); ok { // who can log out
+	var said []string
+	if one, ok := s.sessions.find(r, time.Now()); ok { // who can log out
 		name = p.name
+		if time.Since(one.at) < saidShows {
+			said = one.said
+		}
 	}
-	return frame{Title: title + " - updaterd", Who: name, Write: p.write, Here: r.URL.RequestURI()}
+	return frame{Said: said, Title: title + " - updaterd", Who: name, Write: p.write, Here: r.URL.RequestURI()}
 }
 
 // pageRow is a workload as a page shows it.
@@ -305,7 +310,8 @@ func (s *Server) do(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(sayLimit + time.Minute))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), sayLimit)
 	defer cancel()
-	if _, err := s.options.Updater.Say(ctx, said); err != nil {
+	told, err := s.options.Updater.Say(ctx, said)
+	if err != nil {
 		status := http.StatusInternalServerError
 		for _, f := range failures() {
 			if errors.Is(err, f.err) {
@@ -318,6 +324,7 @@ func (s *Server) do(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.options.Log.Info("a person said", "verb", said.Verb, "who", said.Who, "workloads", strings.Join(said.Workloads, " "))
+	s.sessions.tell(r, Answer(said.Verb, told), time.Now())
 	http.Redirect(w, r, back, http.StatusSeeOther)
 }
 
@@ -330,9 +337,13 @@ type sessions struct {
 type session struct {
 	person person
 	until  time.Time
+	said   []string // what became of what was said last
+	at     time.Time
 }
 
 const (
+	// saidShows is how long pages show what was said: over their next renewal or two.
+	saidShows     = 30 * time.Second
 	sessionCookie = "updaterd"
 	sessionLasts  = 12 * time.Hour
 	mostSessions  = 1000
@@ -357,19 +368,34 @@ func (s *sessions) begin(p person, now time.Time) string {
 		delete(s.open, oldest)
 	}
 	secret := rand.Text()
-	s.open[sha256.Sum256([]byte(secret))] = session{p, now.Add(sessionLasts)}
+	s.open[sha256.Sum256([]byte(secret))] = session{person: p, until: now.Add(sessionLasts)}
 	return secret
 }
 
-func (s *sessions) find(r *http.Request, now time.Time) (person, bool) {
+func (s *sessions) find(r *http.Request, now time.Time) (session, bool) {
 	c, err := r.Cookie(sessionCookie)
 	if err != nil {
-		return person{}, false
+		return session{}, false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one, ok := s.open[sha256.Sum256([]byte(c.Value))]
-	return one.person, ok && now.Before(one.until)
+	return one, ok && now.Before(one.until)
+}
+
+// tell keeps what became of what was said, for the next page of the same session.
+func (s *sessions) tell(r *http.Request, said []string, now time.Time) {
+	c, err := r.Cookie(sessionCookie)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := sha256.Sum256([]byte(c.Value))
+	if one, ok := s.open[key]; ok {
+		one.said, one.at = said, now
+		s.open[key] = one
+	}
 }
 
 func (s *sessions) end(r *http.Request) {

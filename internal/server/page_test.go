@@ -160,6 +160,29 @@ func TestAPauseOfEverythingIsOnThePage(t *testing.T) {
 	require.Contains(t, page, "Pause everything")
 }
 
+// TestAButtonSaysWhatItDid, to who pressed it and for a while.
+func TestAButtonSaysWhatItDid(t *testing.T) {
+	k := &keeper{note: "it is still <rejected>"}
+	s, b := newServer(k, tokens()...)
+	b.Decided(updater.Workload{ID: "local/web", Backend: "local"}, updater.Decision{Reason: updater.Rejected})
+	writer, other := logIn(t, s, writeToken), logIn(t, s, readToken)
+	const path = "/workloads/local/web"
+	require.NotContains(t, ask(s, "GET", path, writer).Body.String(), `class="said"`)
+	code, _, _ := form(s, "/do", url.Values{"verb": {"approve"}, "workload": {"local/web"}, "back": {path}}, writer)
+	require.Equal(t, 303, code)
+	for _, page := range []string{path, "/"} {
+		require.Contains(t, ask(s, "GET", page, writer).Body.String(), `<p class="said" role="status">Approved: local/web, until it is in place<br>But it is still &lt;rejected&gt;.</p>`)
+		require.NotContains(t, ask(s, "GET", page, other).Body.String(), `class="said"`, "another person's page")
+	}
+	form(s, "/do", url.Values{"verb": {"check"}, "back": {"/"}}, writer)
+	require.Contains(t, ask(s, "GET", "/", writer).Body.String(), ">Looked at now.</p>", "the last one")
+	for key, one := range s.sessions.open { // a while later
+		one.at = one.at.Add(-saidShows)
+		s.sessions.open[key] = one
+	}
+	require.NotContains(t, ask(s, "GET", path, writer).Body.String(), `class="said"`)
+}
+
 // TestPagesShowWhatTheyAreGiven, and nothing of it becomes markup.
 func TestPagesShowWhatTheyAreGiven(t *testing.T) {
 	const evil = `<script>alert(1)</script>"'>`

@@ -39,6 +39,7 @@ type keeper struct {
 	err     error
 	entries []updater.Entry
 	paused  *updater.Word
+	note    string
 }
 
 func (k *keeper) Say(_ context.Context, s updater.Saying) ([]updater.Told, error) {
@@ -46,7 +47,7 @@ func (k *keeper) Say(_ context.Context, s updater.Saying) ([]updater.Told, error
 		return nil, k.err
 	}
 	k.said = append(k.said, s)
-	return []updater.Told{{Backend: "local", Workload: "local/web", Changed: true}}, nil
+	return []updater.Told{{Backend: "local", Workload: "local/web", Changed: true, Note: k.note}}, nil
 }
 
 func (k *keeper) Glance() updater.Glance {

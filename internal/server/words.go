@@ -9,7 +9,10 @@ import (
 
 // Answer tells people what became of what one of them said, a line for each thing.
 func Answer(verb updater.Verb, told []updater.Told) []string {
-	if len(told) == 0 {
+	switch {
+	case verb == updater.SayCheck:
+		return []string{"Looked at now."}
+	case len(told) == 0:
 		return []string{fmt.Sprintf("There is nothing to %s.", verb)}
 	}
 	var lines []string

@@ -25,6 +25,7 @@ func TestAnswers(t *testing.T) {
 		want []string
 	}{
 		"nothing that it is about": {updater.SayUpdate, nil, []string{"There is nothing to update."}},
+		"a look":                   {updater.SayCheck, nil, []string{"Looked at now."}},
 		"an approval":              {updater.SayApprove, web(func(t *updater.Told) { t.Image = image }), []string{"Approved: local/web (web:1 sha256:222222222222), until it is in place"}},
 		"an approval that something is in the way of": {updater.SayApprove, web(func(t *updater.Told) { t.Image, t.Note = image, "it is still rejected" }),
 			[]string{"Approved: local/web (web:1 sha256:222222222222), until it is in place", "But it is still rejected."}},
