@@ -345,7 +345,13 @@ func (h *Host) snapshotOf(ctx context.Context, b *box) (snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	s := snapshot{Container: b.raw, API: cli.ClientVersion(), Podman: h.isPodman(), NetworkNames: map[string]string{}}
-	var err error
+	latest, err := h.latest(ctx, b.ID)
+	if err != nil {
+		return snapshot{}, err
+	}
+	if err := refuseUnknown(latest, nil); err != nil {
+		return snapshot{}, err
+	}
 	if s.Image, err = h.imageRaw(ctx, b.Image); err != nil {
 		return snapshot{}, err
 	}
@@ -376,6 +382,24 @@ func (h *Host) snapshotOf(ctx context.Context, b *box) (snapshot, error) {
 		s.NetworkNames[n.ID] = n.Name
 	}
 	return s, nil
+}
+
+// latest is the raw inspect of a container in the latest version of the API that the
+// engine speaks: in an earlier one it leaves out the fields that came later. nil
+// where the client speaks that version.
+func (h *Host) latest(ctx context.Context, id string) (json.RawMessage, error) {
+	cli := h.client()
+	h.mu.Lock()
+	version := h.version
+	h.mu.Unlock()
+	if version == "" || versions.LessThanOrEqualTo(version, cli.ClientVersion()) {
+		return nil, nil
+	}
+	var raw json.RawMessage
+	if err := askBeyond(ctx, cli, "/v"+version+"/containers/"+id+"/json", &raw); err != nil {
+		return nil, fmt.Errorf("inspecting container %s in API %s: %w", id, version, err)
+	}
+	return raw, nil
 }
 
 // copied refuses a container with files that Compose copied into it: they

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +29,8 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/docker/go-connections/nat"
 	"github.com/stretchr/testify/require"
+
+	"github.com/updaterd/updaterd/internal/updater"
 )
 
 // What a person asks for, on an image and its successor that agree in nothing.
@@ -624,4 +627,57 @@ func named(aliases []string, own string) []string {
 	}
 	slices.Sort(aliases)
 	return aliases
+}
+
+// TestFieldThatOnlyALaterAPIShows: an engine hides from its clients what came after
+// the version that they speak, so such a field is looked for in its own.
+func TestFieldThatOnlyALaterAPIShows(t *testing.T) {
+	r := newRig(t)
+	c := r.begin(t, "later", command("serve"), nil)
+	for _, row := range []struct {
+		name, umask, refused string
+	}{
+		{"a field that is not set", `0`, ""},
+		{"a field that is set", `23`, "HostConfig.Umask"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			to := toEngine(t, r.host)
+			to.ModifyResponse = func(resp *http.Response) error {
+				if resp.Header.Get("Api-Version") != "" {
+					resp.Header.Set("Api-Version", "1.99")
+				}
+				return nil
+			}
+			asked := false
+			h, err := New(Options{Name: "local", Owner: "me", Endpoint: serve(t, func(w http.ResponseWriter, req *http.Request) {
+				id, ok := strings.CutPrefix(req.URL.Path, "/v1.99/containers/")
+				if !ok {
+					_, path, _ := strings.Cut(req.URL.Path[1:], "/")
+					if strings.HasPrefix(req.URL.Path, "/v1.") {
+						req.URL.Path = "/v" + r.cli.ClientVersion() + "/" + path
+					}
+					to.ServeHTTP(w, req)
+					return
+				}
+				asked = true
+				_, raw, err := r.cli.ContainerInspectWithRaw(req.Context(), strings.TrimSuffix(id, "/json"), false)
+				if err != nil {
+					http.Error(w, err.Error(), http.StatusInternalServerError)
+					return
+				}
+				fmt.Fprint(w, strings.Replace(string(raw), `"HostConfig":{`, `"HostConfig":{"Umask":`+row.umask+`,`, 1))
+			})})
+			require.NoError(t, err)
+			defer h.Close()
+			p := c
+			p.Parts = slices.Clone(c.Parts)
+			err = h.Plan(t.Context(), &p, nil)
+			require.True(t, asked, err)
+			if row.refused == "" {
+				require.NoError(t, err)
+				return
+			}
+			refused(t, err, updater.Unsupported, row.refused)
+		})
+	}
 }

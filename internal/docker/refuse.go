@@ -121,9 +121,8 @@ func refuseSignal(set, own, api string) error {
 // unfaithful says what the raw inspect holds that a create request cannot: keys
 // that this program does not know, and fields the negotiated API cannot express.
 func unfaithful(s snapshot, was inspected, old template) error {
-	if unknown := unknownFields(s); len(unknown) > 0 {
-		return unsupported(fmt.Sprintf("%s: the engine is newer than this updaterd, which does not know the field; update updaterd, or recreate the container without it",
-			strings.Join(unknown, ", ")), nil)
+	if err := refuseUnknown(s.Container, s.Fresh); err != nil {
+		return err
 	}
 	lacks := func(set bool, version, field string) error {
 		if !set || versions.GreaterThanOrEqualTo(s.API, version) {
@@ -175,10 +174,21 @@ type settable struct {
 	}
 }
 
+// refuseUnknown refuses a container whose raw inspect, in whichever version of the
+// API, holds what this program does not know; fresh is a snapshot's Fresh.
+func refuseUnknown(raw, fresh json.RawMessage) error {
+	unknown := unknownFields(raw, fresh)
+	if len(unknown) == 0 {
+		return nil
+	}
+	return unsupported(fmt.Sprintf("%s: the engine is newer than this updaterd, which does not know the field; update updaterd, or recreate the container without it",
+		strings.Join(unknown, ", ")), nil)
+}
+
 // unknownFields are the fields of the raw inspect, below what create takes,
 // that the SDK's types lack and that hold something, unless a fresh container
 // on the same engine shows the same.
-func unknownFields(s snapshot) []string {
+func unknownFields(raw, freshRaw json.RawMessage) []string {
 	decode := func(raw json.RawMessage) map[string]any {
 		var m map[string]any
 		if json.Unmarshal(raw, &m) != nil {
@@ -186,7 +196,7 @@ func unknownFields(s snapshot) []string {
 		}
 		return m
 	}
-	now, fresh := decode(s.Container), decode(s.Fresh)
+	now, fresh := decode(raw), decode(freshRaw)
 	var unknown []string
 	for _, key := range []string{"Config", "HostConfig"} {
 		f, _ := reflect.TypeFor[settable]().FieldByName(key)
