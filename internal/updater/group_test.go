@@ -879,3 +879,20 @@ func TestNoWorkloadIsPartOfTwoChanges(t *testing.T) {
 		}
 	})
 }
+
+// TestACheckNamesWhatMovesAlong: an update of one takes down those that share with it.
+func TestACheckNamesWhatMovesAlong(t *testing.T) {
+	inWorld(t, backendtest.Good, func(t *testing.T, w *world) {
+		detail := func() string {
+			rows, err := w.check("web")
+			require.NoError(t, err)
+			require.Equal(t, updater.Update, rows[0].Reason)
+			return rows[0].Detail
+		}
+		require.NotContains(t, detail(), "along with it")
+		w.run("side", "", "web")
+		w.run("far", "", "side")
+		w.run("other", "")
+		require.Contains(t, detail(), "; along with it: local/side, local/far")
+	})
+}

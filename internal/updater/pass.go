@@ -596,8 +596,15 @@ func (p *pass) decide(ctx context.Context, it *item) {
 		}
 		it.related, it.alone, it.moves = c.Related, c.Alone, c.Touches
 		it.apart = it.memory.Apart != "" && it.memory.Apart == it.decision.Candidate.Digest
+		var along []string
 		for _, part := range c.Parts {
 			it.moves = append(it.moves, part.Workload)
+			if part.Workload != id {
+				along = append(along, part.Workload)
+			}
+		}
+		if len(along) > 0 { // whoever reads a check is to know what else goes down
+			it.decision.Detail += "; along with it: " + strings.Join(along, ", ")
 		}
 		if p.act && !it.aside && !p.reserve(id) {
 			it.decision = Decision{Candidate: f.candidate, Reason: InProgress, Detail: "a change of it is under way"}
