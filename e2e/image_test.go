@@ -326,3 +326,30 @@ func TestTheOldImageIsKeptBeforeItsTagMoves(t *testing.T) {
 	require.Contains(t, kinds, "tag kept")
 	require.Less(t, slices.Index(kinds, "tag kept"), slices.Index(kinds, "tag"), "%s", kinds)
 }
+
+// TestSameImagesInTwoRepositories: a mirror's images are those of its source, which
+// the engine has already when the second container is updated.
+func TestSameImagesInTwoRepositories(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, start{})
+	mirror := r.d.Name("mirror")
+	ref := r.reg.Ref("acme/" + mirror + ":latest")
+	publish := func(version string) {
+		image := stage.Image{Version: version}
+		require.Equal(t, r.push("latest", image), r.reg.Push("acme/"+mirror+":latest", image))
+	}
+	publish("v1")
+	r.d.Pull(ref)
+	r.d.Run(stage.Spec{Name: mirror, Config: container.Config{Image: ref}})
+	for _, version := range []string{"v2", "v3", "v4"} {
+		publish(version)
+		rows := parseRows(t, r.u.Run("run", "--once", "-o", "json").Stdout)
+		require.Len(t, rows, 2)
+		for _, row := range rows {
+			require.Equal(t, "committed", row.Outcome, "%+v", row)
+		}
+		for _, name := range []string{r.name, mirror} {
+			require.Contains(t, r.d.Inspect(name).Config.Env, "APP_VERSION="+version)
+		}
+	}
+}

@@ -116,14 +116,20 @@ func (h *Host) imageAsPulled(ctx context.Context, ref string) (*image.InspectRes
 	if h.isPodman() {
 		img.RepoDigests = slices.DeleteFunc(img.RepoDigests, func(d string) bool { return strings.HasPrefix(d, "localhost/") })
 	}
+	img.RepoDigests = h.identityOf(ctx, img).given(img.RepoDigests)
+	return img, nil
+}
+
+// identityOf asks the engine where an image is from; nil where it does not tell.
+func (h *Host) identityOf(ctx context.Context, img *image.InspectResponse) *identified {
 	if img.Descriptor == nil {
-		return img, nil
+		return nil
 	}
 	h.mu.Lock()
 	tells := versions.GreaterThanOrEqualTo(h.version, identityAPI)
 	h.mu.Unlock()
 	if !tells {
-		return img, nil
+		return nil
 	}
 	defer h.looking()()
 	ctx, cancel := context.WithTimeout(ctx, identityLimit)
@@ -131,11 +137,10 @@ func (h *Host) imageAsPulled(ctx context.Context, ref string) (*image.InspectRes
 	var is struct{ Identity *identified }
 	if err := askBeyond(ctx, h.client(), "/v"+identityAPI+"/images/"+img.ID+"/json", &is); err != nil {
 		// It may be verifying a signature far away. Then it is as with earlier engines.
-		h.log.Debug("engine does not tell where an image is from", "image", ref, "err", err)
-		return img, nil
+		h.log.Debug("engine does not tell where an image is from", "image", img.ID, "err", err)
+		return nil
 	}
-	img.RepoDigests = is.Identity.given(img.RepoDigests)
-	return img, nil
+	return is.Identity
 }
 
 // identityAPI is the version from which on an engine tells where an image is from.
@@ -154,13 +159,17 @@ type identified struct {
 // given are those of an image's digests that a registry gave it. Of an image that
 // was loaded, or taken over from another store, nothing is known: then it is all.
 func (is *identified) given(digests []string) []string {
+	return slices.DeleteFunc(digests, func(d string) bool { return !is.from(d) })
+}
+
+// from reports whether a registry gave the image under this reference, as far as the
+// engine tells.
+func (is *identified) from(ref string) bool {
 	if is == nil || len(is.Pull) == 0 && len(is.Build) == 0 {
-		return digests
+		return true
 	}
-	return slices.DeleteFunc(digests, func(d string) bool {
-		told := toldOf(d)
-		return told != "" && !slices.ContainsFunc(is.Pull, func(p struct{ Repository string }) bool { return p.Repository == told })
-	})
+	told := toldOf(ref)
+	return told == "" || slices.ContainsFunc(is.Pull, func(p struct{ Repository string }) bool { return p.Repository == told })
 }
 
 // toldOf is how an engine that keeps images in containerd names the repository of a

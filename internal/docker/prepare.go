@@ -222,6 +222,11 @@ func (h *Host) fetch(ctx context.Context, to updater.Image, was *image.InspectRe
 			img = nil // Podman has it from another repository, and is to know it from this one
 		}
 	}
+	if img != nil && !h.identityOf(ctx, img).from(ref) {
+		// The engine has it from another repository, a mirror's perhaps. It is to know
+		// it from this one, or it would pass for an image that no registry gave.
+		img = nil
+	}
 	if img == nil {
 		if err := h.pull(ctx, ref, platform, report); err != nil {
 			return nil, err
