@@ -23,6 +23,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -203,6 +204,11 @@ func (m maker) layer(binary string) (v1.Layer, error) {
 
 // write writes an index as an OCI layout in a tar.
 func (m maker) write(path string, index v1.ImageIndex) error {
+	// What packages have in a version, ~ and +, no tag may have.
+	tag, err := name.NewTag("updaterd:" + strings.NewReplacer("~", "-", "+", "-").Replace(m.version))
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "updaterd-image-*")
 	if err != nil {
 		return err
@@ -213,8 +219,8 @@ func (m maker) write(path string, index v1.ImageIndex) error {
 		return err
 	}
 	if err := l.AppendIndex(index, layout.WithAnnotations(map[string]string{
-		"org.opencontainers.image.ref.name": m.version,
-		"io.containerd.image.name":          "updaterd:" + m.version,
+		"org.opencontainers.image.ref.name": tag.TagStr(),
+		"io.containerd.image.name":          "updaterd:" + tag.TagStr(),
 	})); err != nil {
 		return err
 	}
