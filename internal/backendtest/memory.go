@@ -41,6 +41,7 @@ const (
 	Foreign     Behaviour = "foreign"        // built for another platform, as pulling it shows
 	Flaps       Behaviour = "flaps"          // healthy for 4 s, then failing its probe for 4 s, and so on
 	Slow        Behaviour = "slow"           // healthy after 30 s
+	Loops       Behaviour = "loops"          // exits every second and is started again; what lives in it ends with it, and cannot be
 	Crashes     Behaviour = "crashes-at-3-s" // exits with code 1 after 3 s
 )
 
@@ -757,8 +758,17 @@ func (p *Process) Observe(_ context.Context, c updater.Change, part int, side up
 	if !b.Running {
 		return o, nil
 	}
+	for _, id := range b.Uses {
+		if used := p.boxes[id]; used != nil && p.images[used.Digest] == Loops && time.Since(used.Started) >= time.Second {
+			return updater.Observation{ExitCode: 137, Started: b.Started, Fault: "what it lives in is being restarted", Blame: updater.Unclear}, nil
+		}
+	}
 	age := time.Since(b.Started)
 	switch p.images[b.Digest] {
+	case Loops:
+		if o.Restarts = int(age / time.Second); o.Restarts > 0 {
+			o.Running, o.Restarting, o.ExitCode = false, true, 3
+		}
 	case Exits:
 		o.Running, o.ExitCode, o.Logs = false, 1, "cannot go on"
 	case Unhealthy:

@@ -424,11 +424,13 @@ func (d *driver) judge(lead, stop context.Context, c Change, side Side, resumed 
 // only waits for copies to be wanted. One part that is not good decides, first of
 // all one whose image is to blame. One that was not healthy before says nothing
 // unless it has another image: an ailing neighbour must not condemn what it lives
-// in.
+// in. While one ends and starts again, nothing after it is found anything but good:
+// what lives in it ends with it.
 func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) (r ruling, waits bool, err error) {
 	all := ruling{verdict: Good}
 	open, waiting := 0, 0
 	var off ruling
+	unsteady := ""
 	for i, p := range c.Parts {
 		if p.Idle || !p.Healthy && (side == OldSide || !p.Changes()) {
 			continue
@@ -445,7 +447,14 @@ func (d *driver) lookAt(ctx context.Context, c Change, side Side, gates []gate) 
 			off = ruling{verdict: Unclear, movedOff: true, part: part, why: o.MovedOff}
 			continue
 		}
-		switch v, why := gates[i].judge(o, time.Now()); v {
+		v, why := gates[i].judge(o, time.Now())
+		switch {
+		case unsteady != "" && v != "" && v != Good:
+			v, why = "", fmt.Sprintf("%s: %s ends and starts again", why, unsteady)
+		case v == "" && o.Waits == "" && (!o.Running || o.Restarting || o.Restarts > 0):
+			unsteady = p.Workload
+		}
+		switch v {
 		case Good:
 		case "":
 			open++

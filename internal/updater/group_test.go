@@ -247,6 +247,8 @@ func TestOutcomesOfAGroup(t *testing.T) {
 			detail: "local/app: its health check fails", told: []string{"restored vpn", "restored app", "restored box"}, rejected: []string{"app"}},
 		{name: "the other bad part too", vpn: backendtest.Exits, app: good, outcome: updater.OutcomeRestored,
 			detail: "local/vpn: it exited", told: []string{"restored vpn", "restored app", "restored box"}, rejected: []string{"vpn"}},
+		{name: "one that ends again and again is to blame, and not what ends with it", vpn: backendtest.Loops, app: good, outcome: updater.OutcomeRestored,
+			detail: "local/vpn: it was restarted 3 times", told: []string{"restored vpn", "restored app", "restored box"}, rejected: []string{"vpn"}},
 		{name: "one that turns sick when the others are well", vpn: good, app: good, box: backendtest.TurnsSick, outcome: updater.OutcomeRestored,
 			detail: "local/box: its health check fails", told: []string{"restored vpn", "restored app", "restored box"}, rejected: []string{"box"}},
 		{name: "one that never gets well is waited for when the others are", vpn: good, app: backendtest.Hangs, outcome: updater.OutcomeRestored,
