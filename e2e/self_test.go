@@ -437,6 +437,39 @@ func TestUpdaterdUpdatesItself(t *testing.T) {
 	}
 }
 
+// TestUpdaterdIsToldToRollItselfBack: whoever says so hears that a helper goes on, from a
+// daemon that ends in the middle.
+func TestUpdaterdIsToldToRollItselfBack(t *testing.T) {
+	t.Parallel()
+	o := newOwn(t, stage.Hooks{}, nil)
+	stage.Eventually(t, 20*time.Second, "the first pass", func() bool {
+		return strings.Contains(o.d.Logs(o.name), `msg="pass over"`)
+	})
+	o.push(o.image("v2"))
+	o.ends(false)
+	if o.last().Event != "updated" {
+		return // this machine's engine was slow, and there is nothing to go back to
+	}
+	stage.Eventually(t, stage.Patience, "the socket of the new one", func() bool { return o.u.Run("status").Code == 0 })
+
+	res := o.u.Run("rollback", o.name, "-o", "json")
+	require.Equal(t, 1, res.Code, "its end is not to be seen: %s", res.Stderr)
+	rows := parseRows(t, res.Stdout)
+	require.Len(t, rows, 1, res.Stderr)
+	require.Equal(t, "open", rows[0].Outcome, res.Stdout)
+	require.Equal(t, "in-progress", rows[0].Reason)
+	require.Contains(t, rows[0].Detail, "the helper that replaces updaterd itself goes on with it")
+
+	stage.Eventually(t, stage.Patience, "the end of the change", func() bool {
+		time.Sleep(300 * time.Millisecond) // each look is a process of its own
+		return o.last().Event != "rollback-asked"
+	})
+	if last := o.last(); last.Verdict != "unclear" {
+		require.Equal(t, "rolled-back", last.Event)
+		o.settles("v1")
+	}
+}
+
 // TestUpdaterdUpdatesItselfByItsHealthCheck: what stands by is well, to the engine
 // that asks it, and to the gate.
 func TestUpdaterdUpdatesItselfByItsHealthCheck(t *testing.T) {
