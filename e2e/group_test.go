@@ -11,6 +11,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
 	"github.com/stretchr/testify/require"
+	"github.com/updaterd/updaterd/e2e/engine"
 	"github.com/updaterd/updaterd/e2e/stage"
 )
 
@@ -286,4 +287,40 @@ func TestGroupKilledAtItsCalls(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLinkThatTheEngineLeadsAstray: an engine finds by its name what a container is
+// linked to, when it starts itself. One that was restarted while the new container
+// had the name gives the link back when it is restarted once more, and then all is
+// as it was.
+func TestLinkThatTheEngineLeadsAstray(t *testing.T) {
+	stage.NotOn(t, engine.Podman, "Podman knows no links")
+	t.Parallel()
+	d := stage.StartDocker(t, engine.Options{})
+	r := newRig(t, start{engine: d, policy: "always", config: strings.Replace(settings, "stable: 500ms", "stable: 1m", 1)})
+	shop := d.Name("shop")
+	d.Run(stage.Spec{
+		Name:   shop,
+		Config: container.Config{Image: r.ref, Labels: map[string]string{"updaterd.enable": "false"}},
+		Host:   container.HostConfig{Links: []string{r.name + ":db"}, RestartPolicy: container.RestartPolicy{Name: "always"}},
+	})
+	before := d.WaitRunning(shop, 20*time.Second)
+	r.push("latest", stage.Image{Version: "v2", Healthcheck: stage.Check(200*time.Millisecond, 2), Behave: stage.Behaviour{UnhealthyAfter: 8 * time.Second}})
+	daemon := r.u.Start("run")
+	daemon.WaitLog("phase=judging", time.Minute)
+	restart := func() {
+		require.NoError(t, d.Engine.Kill())
+		require.NoError(t, d.Engine.Up(t.Context()))
+	}
+	restart()
+	daemon.WaitLog("restart the engine once more", time.Minute)
+	restart()
+	over(r, daemon, "restored")
+	for _, was := range []container.InspectResponse{r.before, before} {
+		is := d.WaitRunning(strings.TrimPrefix(was.Name, "/"), 20*time.Second)
+		require.Equal(t, was.ID, is.ID)
+		require.Equal(t, was.HostConfig.Links, is.HostConfig.Links)
+		require.Equal(t, was.HostConfig.RestartPolicy, is.HostConfig.RestartPolicy)
+	}
+	require.Len(t, d.Names(), 2)
 }

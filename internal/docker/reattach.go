@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/docker/docker/api/types/network"
 )
@@ -38,6 +39,21 @@ func (h *Host) reattach(ctx context.Context, p piece, b *box) error {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		if err := h.client().NetworkConnect(ctx, name, b.ID, all[name]); err != nil {
 			return fmt.Errorf("connecting container %s to network %s again: %w", b.name(), name, err)
+		}
+	}
+	return nil
+}
+
+// linkedAnew is the error for an original that an engine would start with links to
+// new containers. It finds by their names what a container is linked to, and only
+// when the engine itself starts: one that was restarted while the new ones had the
+// names leads there until it starts once more.
+func linkedAnew(b *box) error {
+	for _, l := range b.HostConfig.Links {
+		target, _, _ := strings.Cut(l, ":")
+		if strings.HasSuffix(target, suffixNew) {
+			return fmt.Errorf("container %s: the engine was restarted while %s had the name of what it is linked to, and would lead it there: restart the engine once more, then it is put back",
+				strings.TrimSuffix(b.name(), suffixOld), strings.TrimPrefix(target, "/"))
 		}
 	}
 	return nil

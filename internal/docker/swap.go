@@ -416,6 +416,9 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 			if err = h.reattach(ctx, p, b[i].old); err != nil {
 				break
 			}
+			if err = linkedAnew(b[i].old); err != nil {
+				break
+			}
 			if err = h.start(ctx, b[i].old); err != nil {
 				err = h.blameThief(ctx, b[i].old, err)
 			}
