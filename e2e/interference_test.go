@@ -60,6 +60,14 @@ func TestSomebodyInterferes(t *testing.T) {
 		// A removal by force stops it first, and a look may come in between.
 		require.Regexp(t, "somebody (removed|stopped) it", got.Detail)
 	})
+	t.Run("renames the new container", func(t *testing.T) {
+		t.Parallel()
+		r, daemon, _ := judged(t, false, start{policy: "always"})
+		require.NoError(t, r.d.ContainerRename(t.Context(), r.name, r.name+"-mine"))
+		over(r, daemon, "restored")
+		r.asItWas()
+		require.Contains(t, r.check(1).Detail, "somebody renamed it to "+r.name+"-mine")
+	})
 	t.Run("makes another container in its place", func(t *testing.T) {
 		t.Parallel()
 		r, daemon, _ := judged(t, false, start{policy: "always"})
@@ -317,6 +325,7 @@ func TestTwoUpdaterdWithTwoStates(t *testing.T) {
 	second := other.Start("run")
 	second.WaitLog("pass over", 20*time.Second)
 	require.Empty(t, p.Calls(), "it touched another's swap")
+	require.Equal(t, 1, strings.Count(second.Logs(), "change of another updaterd is left alone"), "once, however often it looks")
 	over(r, daemon, "committed")
 	r.updated("v2", digest)
 	stage.Eventually(t, 10*time.Second, "the second to see it", func() bool {

@@ -91,6 +91,7 @@ type Host struct {
 	podman   bool            // it cannot update a restart policy
 	prepared map[string]bool // changes prepared by this process and not applied yet
 	helped   map[string]int  // helpers that this process made, by change
+	others   map[string]bool // changes of other updaterds that were told of
 	ownID    string          // of the container that this process runs in, once it is known
 	// forbidden are the routes that something on the way to the engine refuses.
 	forbidden []route
@@ -107,7 +108,7 @@ func New(o Options) (*Host, error) {
 	h := &Host{
 		name: o.Name, owner: o.Owner, credential: o.Credential, log: o.Log.With("backend", o.Name),
 		oneself: o.Self, finishing: o.Finishing, self: sync.OnceValue(whoAmI),
-		prepared: map[string]bool{}, helped: map[string]int{},
+		prepared: map[string]bool{}, helped: map[string]int{}, others: map[string]bool{},
 		lookers: make(chan struct{}, lookers), planners: make(chan struct{}, lookers),
 	}
 	h.dial = func() (*client.Client, error) { return dial(o) }

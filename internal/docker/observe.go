@@ -52,6 +52,9 @@ func (h *Host) Observe(ctx context.Context, c updater.Change, part int, s update
 	}
 	seen := observation(b)
 	seen.Undone = fresh && b.name() != p.Name && !p.Overlap
+	if seen.Undone && b.name() != p.Name+suffixNew {
+		seen.Fault, seen.Blame = fmt.Sprintf("somebody renamed it to %s while it was being judged", b.name()), updater.Unclear
+	}
 	if s == updater.OldSide && b.ID == p.ID {
 		seen.Restarts = restartsSince(b, p.origin)
 	}

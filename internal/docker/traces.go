@@ -41,6 +41,7 @@ func (h *Host) Traces(ctx context.Context, known map[string]bool) ([]updater.Cha
 		return nil, err
 	}
 	h.sweepHelpers(ctx, all, known)
+	h.tellOfOthers(all)
 	var changes []updater.Change
 	for _, t := range traces(all, h.owner, known, time.Now()) {
 		c, err := h.traced(ctx, t)
@@ -52,6 +53,28 @@ func (h *Host) Traces(ctx context.Context, known map[string]bool) ([]updater.Cha
 		}
 	}
 	return changes, nil
+}
+
+// tellOfOthers warns once of each change that another updaterd has under way. It may
+// be one that we began, and whose journal is lost: then nothing goes on with it until
+// its time is over, and its containers may be down meanwhile.
+func (h *Host) tellOfOthers(all []container.Summary) {
+	now := time.Now()
+	for _, c := range all {
+		change, owner := c.Labels[labelChange], c.Labels[labelOwner]
+		if change == "" || owner == h.owner || c.Labels[labelReplaces] == "" || expired(c.Labels[labelUntil], now) ||
+			!slices.ContainsFunc(all, func(o container.Summary) bool { return o.ID == c.Labels[labelReplaces] }) {
+			continue
+		}
+		h.mu.Lock()
+		told := h.others[change]
+		h.others[change] = true
+		h.mu.Unlock()
+		if !told {
+			h.log.Warn("change of another updaterd is left alone until it is over",
+				"workload", h.name+"/"+strings.TrimSuffix(nameOf(c), suffixNew), "change", change, "owner", owner, "until", c.Labels[labelUntil])
+		}
+	}
 }
 
 // trace is a change that was broken off.

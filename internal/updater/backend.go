@@ -137,8 +137,8 @@ type Observation struct {
 	// MovedOff says what somebody else put in the place of the image that the change
 	// brought; "" where it is still there.
 	MovedOff string
-	// Undone: the side exists, but a Restore of it had already begun; only
-	// Restore may touch it now.
+	// Undone: the side exists, but a Restore of it had already begun, or somebody did
+	// what Fault says; only Restore may touch it now.
 	Undone bool
 	// Running: its process runs now, and is not being restarted.
 	Running bool

@@ -1,6 +1,7 @@
 package updater
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -79,7 +80,7 @@ func (g *gate) judge(o Observation, now time.Time) (v Verdict, why string) {
 
 	switch {
 	case o.Undone:
-		return Unclear, "going back had already begun"
+		return Unclear, cmp.Or(o.Fault, "going back had already begun")
 	case o.Gone:
 		return Unclear, "somebody removed it while it was being judged"
 	case o.Fault != "" && o.Blame == Bad:
