@@ -366,6 +366,21 @@ func (h *Host) snapshotOf(ctx context.Context, b *box) (snapshot, error) {
 			return snapshot{}, err
 		}
 	}
+	for _, from := range b.HostConfig.VolumesFrom {
+		ref, _, _ := strings.Cut(from, ":")
+		other, err := h.inspect(ctx, ref)
+		if err != nil {
+			return snapshot{}, err
+		}
+		if other == nil {
+			continue // its volumes stay with those that have them
+		}
+		for _, m := range other.Mounts {
+			if name := volumeName(m); name != "" {
+				s.Theirs = append(s.Theirs, name)
+			}
+		}
+	}
 	if b.HostConfig.NetworkMode.IsHost() { // only then is its name the container's
 		// An engine starts programs of its own to answer this.
 		info, err := cli.Info(ctx)

@@ -53,6 +53,8 @@ type snapshot struct {
 	Daemon string `json:"daemon"`
 	// NetworkNames are the engine's networks, id to name; optional.
 	NetworkNames map[string]string `json:"networks,omitempty"`
+	// Theirs are the volumes of the containers that VolumesFrom names.
+	Theirs []string `json:"theirs,omitempty"`
 	// Fresh is the raw inspect of a container created with no options on the
 	// same engine; optional. It tells the defaults of fields that this program
 	// does not know.
@@ -150,7 +152,7 @@ func recreate(s snapshot, newImage json.RawMessage, ref string, moved map[string
 	}
 	r.config()
 	r.host()
-	if err := r.volumes(); err != nil {
+	if err := r.volumes(s.Theirs); err != nil {
 		return creation{}, err
 	}
 	if err := r.attach(); err != nil {
@@ -522,8 +524,9 @@ func (r *recreation) anonymousVolume() string {
 }
 
 // volumes keeps anonymous volumes by naming them, whether or not the new image
-// still declares their paths: an extra mount is better than lost data.
-func (r *recreation) volumes() error {
+// still declares their paths: an extra mount is better than lost data. theirs are
+// the volumes of those that it has volumes from.
+func (r *recreation) volumes(theirs []string) error {
 	h := r.out.Host
 	named := map[string]bool{}
 	for _, b := range h.Binds {
@@ -546,7 +549,9 @@ func (r *recreation) volumes() error {
 	for _, m := range mounts {
 		name := volumeName(m)
 		inMounts, inBinds := r.written(m)
-		inherited := len(h.VolumesFrom) > 0 && !declared[path.Clean(m.Destination)] && inMounts < 0 && inBinds < 0
+		// An image may declare a path that another container's volume is at already.
+		inherited := len(h.VolumesFrom) > 0 && inMounts < 0 && inBinds < 0 &&
+			(!declared[path.Clean(m.Destination)] || slices.Contains(theirs, name))
 		switch {
 		case m.Type != mount.TypeVolume:
 			continue

@@ -93,12 +93,13 @@ func readRow(t testing.TB, dir string) (s snapshot, newImage json.RawMessage, re
 		API, Daemon, Ref string
 		Podman           bool
 		Networks         map[string]string
+		Theirs           []string
 		Fresh            json.RawMessage
 	}
 	require.NoError(t, json.Unmarshal(read(t, filepath.Join(dir, "given.json")), &given))
 	return snapshot{
 		Container: read(t, filepath.Join(dir, "container.json")), Image: read(t, filepath.Join(dir, "old-image.json")),
-		API: given.API, Podman: given.Podman, Daemon: given.Daemon, NetworkNames: given.Networks, Fresh: given.Fresh,
+		API: given.API, Podman: given.Podman, Daemon: given.Daemon, NetworkNames: given.Networks, Theirs: given.Theirs, Fresh: given.Fresh,
 	}, read(t, filepath.Join(dir, "new-image.json")), given.Ref
 }
 
