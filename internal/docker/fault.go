@@ -34,7 +34,8 @@ func blame(text string) updater.Verdict {
 		return updater.Bad
 	case strings.Contains(text, "unable to find user"), strings.Contains(text, "unable to find group"),
 		strings.Contains(text, "no matching entries in passwd file"), strings.Contains(text, "no matching entries in group file"),
-		strings.Contains(text, "no command specified"):
+		strings.Contains(text, "no command specified"),
+		strings.Contains(text, "no command or entrypoint provided"): // Podman
 		return updater.Bad
 	}
 	return updater.Unclear

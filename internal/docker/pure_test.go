@@ -34,6 +34,8 @@ func TestBlameOfAnEnginesStartErrors(t *testing.T) {
 		"the program is for another architecture": {`standard_init_linux.go:228: exec user process caused: exec format error`, updater.Bad},
 		"an older runc words it so":               {`OCI runtime create failed: container_linux.go:380: starting container process caused: exec: "x": executable file not found in $PATH`, updater.Bad},
 		"the image has no such user":              {`unable to find user app: no matching entries in passwd file`, updater.Bad},
+		"the image names no program":              {`No command specified`, updater.Bad},
+		"Podman words that so":                    {`container create: no command or entrypoint provided, and no CMD or ENTRYPOINT from image`, updater.Bad},
 		"a port is taken":                         {`driver failed programming external connectivity on endpoint web: Bind for 0.0.0.0:80 failed: port is already allocated`, updater.Unclear},
 		"an address is taken":                     {`Address already in use`, updater.Unclear},
 		"a mount's source is missing":             {prefix + `error during container init: error mounting "/x" to rootfs at "/y": no such file or directory`, updater.Unclear},
