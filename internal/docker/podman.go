@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -16,14 +17,17 @@ import (
 // mostAsks is how often Podman is asked about images until none goes meanwhile.
 const mostAsks = 20
 
+// imageWentMeanwhile is what Podman says when an image went, or was still being
+// written by a pull, in the middle of its answer.
+var imageWentMeanwhile = regexp.MustCompile(`image not known|size is not known|locating item named`)
+
 // steadily asks something about images. For each answer Podman reads all that it
 // has, and it fails when one is removed or added in the middle of that: then it is
 // asked again.
 func steadily(ctx context.Context, ask func() error) error {
 	for n := 1; ; n++ {
 		err := ask()
-		if n == mostAsks || !cerrdefs.IsInternal(err) ||
-			!strings.Contains(err.Error(), "image not known") && !strings.Contains(err.Error(), "size is not known") {
+		if n == mostAsks || !cerrdefs.IsInternal(err) || !imageWentMeanwhile.MatchString(err.Error()) {
 			return err
 		}
 		select {
@@ -48,6 +52,36 @@ const podmanEnding container.ContainerState = "stopped"
 // nothing that it stops then, and the next start follows.
 func loops(b *box) bool {
 	return b.State.Status == podmanEnding && !b.HostConfig.RestartPolicy.IsNone() && b.HostConfig.RestartPolicy.Name != ""
+}
+
+// loopLimit is how long Podman may take to start a container again.
+const loopLimit = 10 * time.Second
+
+// endLoop goes on stopping a container that has been asked to stop. Between two starts
+// of a crash loop there is nothing that Podman stops, and it does not note that the
+// container is to stay so: the loop ends when a stop finds the program running.
+func endLoop(ctx context.Context, look func() (*box, error), stop func() error) error {
+	last, began := -1, time.Now()
+	for {
+		b, err := look()
+		if err != nil || b == nil || !loops(b) && !b.running() {
+			return err
+		}
+		if b.RestartCount != last {
+			last, began = b.RestartCount, time.Now()
+		}
+		if loops(b) && time.Since(began) > loopLimit {
+			return nil // nobody starts it again
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("it is started again each time: %w", ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+		if err := stop(); err != nil {
+			return err
+		}
+	}
 }
 
 // podmanAPI is the version of Podman's own API that is spoken, which Podman 4 and

@@ -17,6 +17,7 @@ import (
 
 func TestImagesAreAskedForUntilNoneGoesMeanwhile(t *testing.T) {
 	went := fmt.Errorf(`retrieving parent of image "a": locating image with ID "b": image not known: %w`, cerrdefs.ErrInternal)
+	pulled := fmt.Errorf(`locating item named "manifest" for image with ID "b": file does not exist: %w`, cerrdefs.ErrInternal)
 	for name, row := range map[string]struct {
 		answers []error // the last one again and again
 		asked   int
@@ -25,6 +26,7 @@ func TestImagesAreAskedForUntilNoneGoesMeanwhile(t *testing.T) {
 		"at once":                       {[]error{nil}, 1, nil},
 		"one went":                      {[]error{went, nil}, 2, nil},
 		"two went":                      {[]error{went, went, nil}, 3, nil},
+		"one is being pulled":           {[]error{pulled, nil}, 2, nil},
 		"they go on and on":             {[]error{went}, mostAsks, went},
 		"it is the one that is not":     {[]error{cerrdefs.ErrNotFound}, 1, cerrdefs.ErrNotFound},
 		"the engine has another reason": {[]error{cerrdefs.ErrInternal, nil}, 1, cerrdefs.ErrInternal},
@@ -70,6 +72,52 @@ func TestWhatPodmanIsAboutToStartAgain(t *testing.T) {
 		})
 	}
 	require.Contains(t, notRunning(podmanEnding), "it is restarting")
+}
+
+func TestACrashLoopIsEnded(t *testing.T) {
+	const stopped, running, exited = "stopped", "running", "exited"
+	type state struct {
+		status   container.ContainerState
+		restarts int
+	}
+	looped := []state{{stopped, 1}, {stopped, 1}, {running, 2}, {stopped, 2}, {running, 3}}
+	for name, row := range map[string]struct {
+		seen  []state // the last one again and again
+		stops int     // besides the first
+		fails bool
+	}{
+		"the first stop found it running":        {[]state{{exited, 1}}, 0, false},
+		"it is started again a few times":        {append(looped, state{exited, 3}), 5, false},
+		"nobody starts it again":                 {[]state{{stopped, 1}}, 500, false},
+		"no stop finds it running for long":      {[]state{{running, 1}}, 1500, true},
+		"it goes while it is asked to stop":      {[]state{{stopped, 1}, {"", 0}}, 1, false},
+		"it was found running, and is gone then": {[]state{{running, 1}, {"", 0}}, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), stopSlack)
+				defer cancel()
+				looks, stops := 0, 0
+				err := endLoop(ctx, func() (*box, error) {
+					looks++
+					s := row.seen[min(looks, len(row.seen))-1]
+					if s.status == "" {
+						return nil, nil
+					}
+					return &box{InspectResponse: container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{
+						State: &container.State{Status: s.status, Running: s.status == running}, RestartCount: s.restarts,
+						HostConfig: &container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "always"}},
+					}}}, nil
+				}, func() error { stops++; return nil })
+				if row.fails {
+					require.ErrorContains(t, err, "it is started again each time")
+				} else {
+					require.NoError(t, err)
+				}
+				require.InDelta(t, row.stops, stops, 1)
+			})
+		})
+	}
 }
 
 func TestWhatGoesInTheMiddleOfAnAnswerIsGone(t *testing.T) {

@@ -413,6 +413,12 @@ func (h *Host) Restore(ctx context.Context, c updater.Change) (updater.Restorati
 		case restorePolicy:
 			err = h.setPolicy(ctx, b[i].old, scenes[i].wanted)
 		case startOld:
+			if n := b[i].new; n != nil && loops(n) {
+				// It would hold the original's ports again in no time.
+				if err = h.stop(ctx, n, stoppingOf(p)); err != nil {
+					break
+				}
+			}
 			if err = h.reattach(ctx, p, b[i].old); err != nil {
 				break
 			}
@@ -817,7 +823,12 @@ func (s stopping) options() container.StopOptions {
 func (h *Host) stop(ctx context.Context, b *box, set stopping) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout(b, set.timeout)+stopSlack)
 	defer cancel()
-	if err := h.client().ContainerStop(ctx, b.ID, set.options()); err != nil {
+	stop := func() error { return h.client().ContainerStop(ctx, b.ID, set.options()) }
+	err := stop()
+	if err == nil && h.isPodman() {
+		err = endLoop(ctx, func() (*box, error) { return h.inspect(ctx, b.ID) }, stop)
+	}
+	if err != nil {
 		return fmt.Errorf("stopping container %s: %w", b.name(), err)
 	}
 	return nil
