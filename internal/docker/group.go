@@ -21,7 +21,8 @@ type kin struct {
 	// refs are the containers whose namespaces, volumes or address it uses, by
 	// name or id, as the engine shows them.
 	refs []string
-	// exited: it has ended, and is there to be looked at or started again.
+	// exited: it has ended, and is there to be looked at or started again. Never on
+	// Podman, which does not remove what one that has ended lives in.
 	exited bool
 }
 
@@ -75,7 +76,7 @@ func (h *Host) kindred(ctx context.Context) ([]kin, error) {
 		if !linked[c.ID] {
 			keep[c.ID] = r
 		}
-		kindred = append(kindred, kin{id: c.ID, name: nameOf(c), labels: c.Labels, refs: r, exited: c.State == container.StateExited})
+		kindred = append(kindred, kin{id: c.ID, name: nameOf(c), labels: c.Labels, refs: r, exited: c.State == container.StateExited && !h.isPodman()})
 	}
 	h.uses, h.relatives = keep, relatives{all: kindred, began: began}
 	return kindred, nil

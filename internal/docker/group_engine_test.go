@@ -365,6 +365,13 @@ func TestGroupsThatCannotBeMovedAreRefusedBeforeAnythingIsStopped(t *testing.T) 
 	})
 	c := r.wish(digests, "vpn")
 	refused(t, h.Plan(t.Context(), &c, goesAlong), updater.Unsupported, r.name("job"))
+	require.NoError(t, r.cli.ContainerStop(t.Context(), r.name("job"), container.StopOptions{}))
+	c = r.wish(digests, "vpn")
+	if err := h.Plan(t.Context(), &c, goesAlong); isPodmanRun() {
+		refused(t, err, updater.Unsupported, r.name("job"))
+	} else {
+		require.NoError(t, err)
+	}
 	r.remove(t, r.name("job"))
 
 	c = r.wish(digests, "vpn")
