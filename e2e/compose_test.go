@@ -333,7 +333,11 @@ services:
 	p.Up()
 	now := p.d.Inspect(web)
 	require.NotEqual(t, c.ID, now.ID, "the new tag in the file has it recreated")
-	require.Equal(t, c.Config.Env, now.Config.Env)
+	env := func(c container.InspectResponse) []string {
+		// Podman shows the host name that it gives a container.
+		return slices.DeleteFunc(c.Config.Env, func(e string) bool { return e == "HOSTNAME="+c.ID[:12] })
+	}
+	require.ElementsMatch(t, env(c), env(now))
 	p.upChangesNothing()
 
 	p.push("acme/web", "1.2.0", "v1.2", stage.Behaviour{})
@@ -380,8 +384,13 @@ services:
 	p.fresh(made, "web", "too")
 	before := p.Containers()
 	p.Up()
-	p.fresh(before, "unwatched", "ended")
+	if !onPodman() { // see upChangesNothing
+		p.fresh(before, "unwatched", "ended")
+	}
 	runsOut()
+	for name := range before {
+		require.Contains(t, p.d.Inspect(name).Config.Env, "APP_VERSION=v2", name)
+	}
 	p.upChangesNothing()
 }
 
@@ -534,7 +543,10 @@ func TestComposeGroup(t *testing.T) {
 	p.push("acme/app", "stable", "app", stage.Behaviour{})
 	p.Up()
 	answers("vpn1")
-	p.upChangesNothing()
+	again := !onPodman() // There a second "up" fails by itself: it removes no container that others live in.
+	if again {
+		p.upChangesNothing()
+	}
 	made := p.Containers()
 	started := func(service string) string { return p.d.Inspect(p.Container(service)).State.StartedAt }
 	restarted, waited := started("restarts"), started("waits")
@@ -556,6 +568,9 @@ func TestComposeGroup(t *testing.T) {
 	answers("vpn2")
 	p.fresh(before)
 	require.Equal(t, "rejected", p.pass(0)["vpn"].Reason)
+	if !again {
+		return
+	}
 
 	// Compose hashes the id of the container that another one uses into the
 	// config-hash of that other, and nobody but Compose can renew it.
@@ -574,21 +589,36 @@ func TestComposeOneOffsOfAGroup(t *testing.T) {
 	p.push("acme/vpn", "stable", "vpn1", stage.Behaviour{})
 	p.push("acme/app", "stable", "app", stage.Behaviour{})
 	p.Up()
-	p.Run("run", "-T", "behind", "exit", "0")
-	p.Run("run", "-T", "restarts", "exit", "0")
-	p.Run("run", "-T", "-d", "--name", p.Project+"-job", "restarts")
+	// Podman would have vpn made anew for it, and does not remove the old one.
+	oneOff := func(args ...string) { p.Run(slices.Concat([]string{"run", "-T", "--no-deps"}, args)...) }
+	oneOff("behind", "exit", "0")
+	oneOff("restarts", "exit", "0")
+	oneOff("-d", "--name", p.Project+"-job", "restarts")
 	job := p.d.Inspect(p.Project + "-job")
 	made := p.Containers()
 	require.Len(t, made, 8)
 
 	p.push("acme/vpn", "stable", "vpn2", stage.Behaviour{})
+	if onPodman() { // It would not remove the old vpn after the update, as long as the ended one is there.
+		row := p.pass(0)["vpn"]
+		require.Equal(t, "unsupported", row.Reason, "%+v", row)
+		require.Contains(t, row.Detail, p.Project+"-behind-run-")
+		p.fresh(made)
+		for name := range made {
+			if strings.HasPrefix(name, p.Project+"-behind-run-") {
+				p.d.Remove(name)
+			}
+		}
+		made = p.Containers()
+		require.Len(t, made, 7)
+	}
 	rows := p.pass(0)
 	require.Len(t, rows, 1)
 	require.Equal(t, "committed", rows["vpn"].Outcome, "%+v", rows["vpn"])
-	require.Len(t, p.Containers(), 8)
+	require.Len(t, p.Containers(), len(made))
 	require.Equal(t, job.State.StartedAt, p.d.Inspect(job.ID).State.StartedAt)
 
-	p.Run("run", "-T", "-d", "-e", "APP_PORT=8082", "--name", p.Project+"-other", "behind")
+	oneOff("-d", "-e", "APP_PORT=8082", "--name", p.Project+"-other", "behind")
 	p.push("acme/vpn", "stable", "vpn3", stage.Behaviour{})
 	before := p.Containers()
 	row := p.pass(0)["vpn"]

@@ -237,6 +237,15 @@ func TestReferencesThatNameADigest(t *testing.T) {
 func TestWriteDigest(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, start{config: strings.Replace(settings, "health:", "write: digest\n  health:", 1)})
+	if onPodman() {
+		r.push("latest", stage.Image{Version: "v2"})
+		got := r.once(1)
+		require.Equal(t, "invalid-settings", got.Reason, "%+v", got)
+		require.Contains(t, got.Detail, "take write: digest away")
+		r.untouched()
+		t.Attr("refused", "Podman forgets the tag of a reference with a digest")
+		return
+	}
 	for _, version := range []string{"v2", "v3"} {
 		digest := r.push("latest", stage.Image{Version: version})
 		got := r.once(0)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,7 +82,10 @@ func TestStageAppMisbehavesAsTold(t *testing.T) {
 			name:  "is killed for its memory",
 			image: stage.Image{Behave: stage.Behaviour{EatMemory: true}},
 			host:  container.HostConfig{Resources: container.Resources{Memory: 32 << 20}},
-			want:  func(c container.InspectResponse) bool { return c.State.OOMKilled },
+			want: func(c container.InspectResponse) bool {
+				// Podman may miss it, and tells the signal alone.
+				return c.State.OOMKilled || onPodman() && c.State.Status == container.StateExited && c.State.ExitCode == 128+int(syscall.SIGKILL)
+			},
 		},
 		{
 			name:  "writes to a volume",
@@ -132,7 +136,7 @@ func TestStageIndexesHoldPlatforms(t *testing.T) {
 			err = errors.New(readAll(t, r))
 			r.Close()
 		}
-		require.ErrorContains(t, err, "no matching manifest")
+		require.Regexp(t, "no matching manifest|no image found in (manifest list|image index)", err.Error())
 	}
 }
 
@@ -283,7 +287,9 @@ func TestStageEngineIsKilledAndRestarted(t *testing.T) {
 	})
 	report := gap.Stop()
 	t.Log(report)
-	require.Positive(t, report.Failed)
+	if !onPodman() { // whose ports are open as long as the container runs
+		require.Positive(t, report.Failed)
+	}
 	require.Equal(t, []string{"v1"}, report.Bodies)
 
 	require.NoError(t, d.Engine.Down())

@@ -80,6 +80,7 @@ default_subnet_pools = [{base = %q, size = 27}]
 // podman is a command of the Podman in dir.
 func podman(ctx context.Context, dir string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program.Path("podman"), args...)
+	cmd.Dir = dir // conmon leaves a file called oom there
 	cmd.Env = append(os.Environ(),
 		"CONTAINERS_CONF="+filepath.Join(dir, podmanConf),
 		"CONTAINERS_STORAGE_CONF="+filepath.Join(dir, podmanStorage),

@@ -15,6 +15,7 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/stretchr/testify/require"
+	"github.com/updaterd/updaterd/e2e/engine"
 	"github.com/updaterd/updaterd/e2e/program"
 )
 
@@ -81,6 +82,10 @@ func (c *Compose) call(ctx context.Context, args []string) (string, error) {
 	}
 	// Nobody's logins, contexts and plugins.
 	cmd.Env = append(cmd.Env, "DOCKER_CONFIG="+c.Dir)
+	if engine.Kind(os.Getenv(engine.KindEnv)) == engine.Podman {
+		// It fails to show an image that another pull is just writing.
+		cmd.Env = append(cmd.Env, "COMPOSE_PARALLEL_LIMIT=1")
+	}
 	cmd.Env = append(cmd.Env, c.Env...)
 	cmd.WaitDelay = time.Second
 	var out bytes.Buffer

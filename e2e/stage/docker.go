@@ -368,6 +368,22 @@ func (d *Docker) MakeVolume(name string) {
 	require.NoError(d.t, err)
 }
 
+// removeByForce removes a container that may be in a crash loop: when its program
+// ends just then, Podman cannot kill it and gives up.
+func (d *Docker) removeByForce(ctx context.Context, id string) error {
+	for {
+		err := d.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		if err == nil || !strings.Contains(err.Error(), "container state improper") {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
 // clean removes all that this test made on a shared engine.
 func (d *Docker) clean() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*Patience)
@@ -384,7 +400,7 @@ func (d *Docker) clean() {
 			c, err := d.ContainerInspect(ctx, c.ID)
 			d.t.Logf("left on the engine: %s", describe(c, err))
 		}
-		check(d.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true}))
+		check(d.removeByForce(ctx, c.ID))
 	}
 	networks, err := d.NetworkList(ctx, network.ListOptions{Filters: d.mine()})
 	check(err)
