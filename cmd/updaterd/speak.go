@@ -28,25 +28,36 @@ const (
 )
 
 // daemonOf finds the daemon of a configuration; the error is server.ErrNobody
-// when none listens.
+// when none listens, and server.ErrForbidden when one may.
 func daemonOf(ctx context.Context, cfg *config.Config) (*server.Client, server.Status, error) {
 	sockets := []string{cfg.API.Socket}
 	if cfg.API.Fallback && cfg.State == serviceState {
 		sockets = append(sockets, serviceSocket)
 	}
-	nobody := server.ErrNobody
+	return answering(ctx, sockets)
+}
+
+// answering is the first daemon that answers on one of these sockets. One that may not
+// be opened hides whether anybody listens on it, so the next one is tried, and only then
+// is the last of them told: where no daemon answers, nobody may say that there is none.
+func answering(ctx context.Context, sockets []string) (*server.Client, server.Status, error) {
+	none := server.ErrNobody
 	for _, s := range sockets {
 		if s == "" {
 			continue
 		}
 		c := server.NewClient(s)
 		status, err := c.Status(ctx)
-		if err == nil || !errors.Is(err, server.ErrNobody) {
+		switch {
+		case errors.Is(err, server.ErrForbidden):
+			none = err
+		case !errors.Is(err, server.ErrNobody):
 			return c, status, err
+		case !errors.Is(none, server.ErrForbidden):
+			none = err
 		}
-		nobody = err
 	}
-	return nil, server.Status{}, nobody
+	return nil, server.Status{}, none
 }
 
 // follow says something over the socket and waits until what was asked for is over

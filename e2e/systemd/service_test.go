@@ -126,6 +126,7 @@ func TestService(t *testing.T) {
 		m.run("useradd", "mallory")
 		out, err := m.try("runuser", "-u", "mallory", "--", "updaterd", "history")
 		require.Error(t, err, out)
+		require.Contains(t, out, "/run/updaterd/updaterd.sock may not be opened")
 	})
 
 	part("lines have their levels", func(t *testing.T) {

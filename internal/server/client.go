@@ -21,6 +21,9 @@ import (
 // ErrNobody: no updaterd listens on the socket.
 var ErrNobody = errors.New("no updaterd listens")
 
+// ErrForbidden: who asks may not open the socket, or not even look whether there is one.
+var ErrForbidden = errors.New("may not be opened")
+
 // Client speaks to an updaterd over its unix socket.
 type Client struct {
 	socket string
@@ -75,7 +78,7 @@ func (c *Client) ask(ctx context.Context, method, path string, body any) (*http.
 		// is to say it once.
 		return nil, fmt.Errorf("%w at %s any more", ErrNobody, c.socket)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("socket %s may not be opened: become one of the group that it belongs to (api.group), or root", c.socket)
+		return nil, fmt.Errorf("socket %s %w: become one of the group that the daemon runs in (or of api.group, where it has one), or root", c.socket, ErrForbidden)
 	default:
 		if quoting, ok := errors.AsType[*url.Error](err); ok {
 			err = quoting.Err
