@@ -12,6 +12,7 @@ import (
 	"os/user"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/updaterd/updaterd/internal/config"
@@ -67,7 +68,18 @@ func (w *wiring) api(c config.API) (end func(), err error) {
 	if c.Socket == "" {
 		return end, nil
 	}
-	l, err := listenUnix(c.Socket, c.Group)
+	listen := func() (net.Listener, error) {
+		l, err := listenUnix(c.Socket, c.Group)
+		if !c.Fallback || !errors.Is(err, errGroup) {
+			return l, err
+		}
+		l, failed := listenUnix(c.Socket, "")
+		if failed == nil {
+			w.log.Warn("socket is for the daemon's own group instead", "err", err)
+		}
+		return l, failed
+	}
+	l, err := listen()
 	if err == nil {
 		serving.Go(func() { serve(l, "api.socket") })
 		return end, nil
@@ -84,7 +96,7 @@ func (w *wiring) api(c config.API) (end func(), err error) {
 				return
 			case <-time.After(socketPause):
 			}
-			if l, err := listenUnix(c.Socket, c.Group); err == nil {
+			if l, err := listen(); err == nil {
 				serve(l, "api.socket")
 				return
 			}
@@ -97,8 +109,12 @@ func (w *wiring) api(c config.API) (end func(), err error) {
 // daemon that this one is about to replace, is tried again.
 const socketPause = 2 * time.Second
 
-// listenUnix makes a socket that its owner and group may open. What a process left
-// there that was killed is replaced, and one that is served is not.
+// errGroup: a socket cannot be given to the group that it is for.
+var errGroup = errors.New("the socket cannot be given to the group")
+
+// listenUnix makes a socket that its owner and a group may open; "" is the group that
+// it has by itself, the daemon's own. What a process left there that was killed is
+// replaced, and one that is served is not. Where the error is errGroup, none is left.
 func listenUnix(path, group string) (net.Listener, error) {
 	info, err := os.Lstat(path)
 	switch {
@@ -129,14 +145,29 @@ func listenUnix(path, group string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Nobody else gets in between: until here the file has no more rights than
-	// the directory and the umask left it, and a connection is looked at only now.
-	err = os.Chmod(path, 0o660)
-	if err == nil && gid >= 0 {
-		err = os.Chown(path, -1, gid)
+	// Nobody else gets in between: until it has its group the file has no more rights
+	// than the directory and the umask left it, and a connection is looked at only now.
+	if gid >= 0 {
+		if err := giveTo(path, gid); err != nil {
+			err = fmt.Errorf("api.group: %w %s: %w; be a member of the daemon's own group instead, or let the daemon be one of %s: as a service, with Group=%s in its unit", errGroup, group, err, group, group)
+			return nil, errors.Join(err, l.Close())
+		}
 	}
-	if err != nil {
+	if err := os.Chmod(path, 0o660); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// giveTo gives a file to a group. One that has it already is left alone: the unit of
+// the packages may not change groups, not even to the one that it runs in.
+func giveTo(path string, gid int) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if now, ok := info.Sys().(*syscall.Stat_t); ok && int(now.Gid) == gid {
+		return nil
+	}
+	return os.Chown(path, -1, gid)
 }
