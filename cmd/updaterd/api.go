@@ -69,13 +69,14 @@ func (w *wiring) api(c config.API) (end func(), err error) {
 		return end, nil
 	}
 	listen := func() (net.Listener, error) {
-		l, err := listenUnix(c.Socket, c.Group)
+		l, err := listenUnix(c.Socket, c.Group, 0o660)
 		if !c.Fallback || !errors.Is(err, errGroup) {
 			return l, err
 		}
-		l, failed := listenUnix(c.Socket, "")
+		// The daemon's own group may be wider than the one that was named.
+		l, failed := listenUnix(c.Socket, "", 0o600)
 		if failed == nil {
-			w.log.Warn("socket is for the daemon's own group instead", "err", err)
+			w.log.Warn("socket is for the daemon's own user and root alone", "err", err)
 		}
 		return l, failed
 	}
@@ -112,10 +113,10 @@ const socketPause = 2 * time.Second
 // errGroup: a socket cannot be given to the group that it is for.
 var errGroup = errors.New("the socket cannot be given to the group")
 
-// listenUnix makes a socket that its owner and a group may open; "" is the group that
-// it has by itself, the daemon's own. What a process left there that was killed is
+// listenUnix makes a socket of this mode for a group; "" is the group that it has by
+// itself, the daemon's own. What a process left there that was killed is
 // replaced, and one that is served is not. Where the error is errGroup, none is left.
-func listenUnix(path, group string) (net.Listener, error) {
+func listenUnix(path, group string, mode fs.FileMode) (net.Listener, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -149,11 +150,11 @@ func listenUnix(path, group string) (net.Listener, error) {
 	// than the directory and the umask left it, and a connection is looked at only now.
 	if gid >= 0 {
 		if err := giveTo(path, gid); err != nil {
-			err = fmt.Errorf("api.group: %w %s: %w; be a member of the daemon's own group instead, or let the daemon be one of %s: as a service, with Group=%s in its unit", errGroup, group, err, group, group)
+			err = fmt.Errorf("api.group: %w %s: %w; let the daemon be a member of %s: as a service, with Group=%s in its unit", errGroup, group, err, group, group)
 			return nil, errors.Join(err, l.Close())
 		}
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
