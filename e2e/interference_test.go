@@ -197,6 +197,23 @@ func TestSomebodyInterferes(t *testing.T) {
 		require.Equal(t, "committed", r.once(0).Outcome)
 		r.updated("v2", digest)
 	})
+	t.Run("moves the tag back, and updaterd is killed before it can see what it made", func(t *testing.T) {
+		t.Parallel()
+		r := newRig(t, start{policy: "always"})
+		digest := r.push("latest", stage.Image{Version: "v2"})
+		tagged, created := nth("tag", 1), nth("create", 1)
+		require.True(t, r.runKilled(at{after: true, match: func(c stage.Call) bool {
+			if tagged(c) {
+				if err := r.d.ImageTag(context.Background(), r.before.Image, r.ref); err != nil {
+					t.Error(err)
+				}
+			}
+			return created(c)
+		}}, "run", "--once"))
+		require.Equal(t, r.before.Image, r.d.Inspect(r.name+".updaterd-new").Image, "it was made of the wrong image")
+		require.Equal(t, "committed", r.once(0).Outcome)
+		r.updated("v2", digest)
+	})
 	t.Run("prunes the new container before the swap", func(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, start{policy: "always"})
