@@ -108,7 +108,7 @@ func New(o Options) (*Host, error) {
 	h := &Host{
 		name: o.Name, owner: o.Owner, credential: o.Credential, log: o.Log.With("backend", o.Name),
 		oneself: o.Self, finishing: o.Finishing, self: sync.OnceValue(whoAmI),
-		prepared: map[string]bool{}, helped: map[string]int{}, others: map[string]bool{},
+		prepared: map[string]bool{}, helped: map[string]int{},
 		lookers: make(chan struct{}, lookers), planners: make(chan struct{}, lookers),
 	}
 	h.dial = func() (*client.Client, error) { return dial(o) }

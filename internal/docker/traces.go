@@ -59,22 +59,22 @@ func (h *Host) Traces(ctx context.Context, known map[string]bool) ([]updater.Cha
 // be one that we began, and whose journal is lost: then nothing goes on with it until
 // its time is over, and its containers may be down meanwhile.
 func (h *Host) tellOfOthers(all []container.Summary) {
-	now := time.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now, others := time.Now(), map[string]bool{}
 	for _, c := range all {
 		change, owner := c.Labels[labelChange], c.Labels[labelOwner]
 		if change == "" || owner == h.owner || c.Labels[labelReplaces] == "" || expired(c.Labels[labelUntil], now) ||
 			!slices.ContainsFunc(all, func(o container.Summary) bool { return o.ID == c.Labels[labelReplaces] }) {
 			continue
 		}
-		h.mu.Lock()
-		told := h.others[change]
-		h.others[change] = true
-		h.mu.Unlock()
-		if !told {
+		if !h.others[change] && !others[change] {
 			h.log.Warn("change of another updaterd is left alone until it is over",
 				"workload", h.name+"/"+strings.TrimSuffix(nameOf(c), suffixNew), "change", change, "owner", owner, "until", c.Labels[labelUntil])
 		}
+		others[change] = true
 	}
+	h.others = others // none that is over is remembered
 }
 
 // trace is a change that was broken off.
