@@ -383,14 +383,21 @@ var updates = map[string]struct {
 	"dies at a start": {cmd: []string{"run", "--config", "/nowhere.yaml"}, bad: true},
 }
 
+// waits until something shows in the history. Each look is a process of its own, so
+// there are not as many as there could be.
+func (o *own) waits(what string, shows func() bool) {
+	o.t.Helper()
+	stage.Eventually(o.t, stage.Patience, what, func() bool {
+		time.Sleep(300 * time.Millisecond)
+		return shows()
+	})
+}
+
 // ends requires the end that an update must come to.
 func (o *own) ends(bad bool) {
 	o.t.Helper()
 	// After a bad one it will look as it did before.
-	stage.Eventually(o.t, stage.Patience, "the end of the change", func() bool {
-		time.Sleep(300 * time.Millisecond) // each look is a process of its own
-		return len(o.events()) > 0
-	})
+	o.waits("the end of the change", func() bool { return len(o.events()) > 0 })
 	if last := o.last(); !bad && last.Verdict == "unclear" && strings.Contains(last.Why, "does not answer") {
 		// This machine's engine is slow at times, which speaks for no image: what
 		// was is there again, and it is tried again later.
@@ -460,10 +467,7 @@ func TestUpdaterdIsToldToRollItselfBack(t *testing.T) {
 	require.Equal(t, "in-progress", rows[0].Reason)
 	require.Contains(t, rows[0].Detail, "the helper that replaces updaterd itself goes on with it")
 
-	stage.Eventually(t, stage.Patience, "the end of the change", func() bool {
-		time.Sleep(300 * time.Millisecond) // each look is a process of its own
-		return o.last().Event != "rollback-asked"
-	})
+	o.waits("the end of the change", func() bool { return o.last().Event != "rollback-asked" })
 	if last := o.last(); last.Verdict != "unclear" {
 		require.Equal(t, "rolled-back", last.Event)
 		o.settles("v1")
